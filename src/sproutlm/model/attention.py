@@ -1,0 +1,54 @@
+"""Causal self-attention with grouped queries (GQA), optional QK-norm, rotary positions, and document masks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config.model import ModelConfig
+from .kv_cache import KVCache
+from .layers import RMSNorm
+from .rope import apply_rope
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """True where a query may see a key: same document, not later. (batch, seq) -> (batch, 1, seq, seq) bool.
+
+    Padding carries one id of its own (-1), so a padding query sees padding, never nothing.
+    """
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    return same.tril()[:, None]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.dim, self.n_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.dim, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """(batch, seq, dim) -> (batch, seq, dim). ``mask`` None means plain causal, or one query over the whole cache."""
+        batch, seq, _ = x.shape
+        # (batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)
+        q = self.q_norm(self.q_proj(x).view(batch, seq, self.n_heads, self.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and cache is None,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )  # (batch, heads, seq, head_dim)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, seq, self.n_heads * self.head_dim))

@@ -1,0 +1,76 @@
+"""Keys and values of the tokens already seen, in one buffer allocated once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config.model import ModelConfig
+
+
+class KVCache:
+    """Preallocated cache. Rows are left-padded: row ``b``'s first real token sits in slot ``start[b]``.
+
+    All rows share the write position ``length``, so one slice writes the whole batch; positions and masks follow from
+    ``length`` and ``start``.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        max_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.n_layers, batch, config.n_kv_heads, max_len, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.start = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.length = 0
+        self.max_len = max_len
+        self._padded = False
+
+    def set_start(self, start: Tensor) -> None:
+        """Give each row's number of left-padding slots, (batch,) int64, before the first forward pass."""
+        self.start.copy_(start)
+        self._padded = bool((start > 0).any())  # asked once: the answer decides whether a mask is needed at all
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append ``k`` and ``v`` (batch, kv_heads, seq, head_dim); return all of this layer's so far."""
+        end = self.length + k.shape[2]
+        if end > self.max_len:
+            raise ValueError(f"KV cache holds {self.max_len} tokens; {end} were asked for: allocate a longer one")
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, seq: int) -> None:
+        """Count ``seq`` more tokens as seen: called once per forward pass, after the last layer."""
+        self.length += seq
+
+    def positions(self, seq: int) -> Tensor:
+        """Positions of the next ``seq`` tokens, (batch, seq); padding slots count as position 0."""
+        slots = torch.arange(self.length, self.length + seq, device=self.start.device)
+        return (slots[None, :] - self.start[:, None]).clamp_min(0)
+
+    def mask(self, seq: int) -> Tensor | None:
+        """What the next ``seq`` queries may see, (batch or 1, 1, seq, length + seq) bool; None where nothing is hidden."""
+        if seq == 1 and not self._padded:
+            return None
+        keys = torch.arange(self.length + seq, device=self.start.device)
+        queries = keys[self.length :]
+        causal = keys[None, :] <= queries[:, None]  # (seq, keys)
+        if not self._padded:
+            return causal[None, None]
+        visible = causal[None] & (keys[None, None, :] >= self.start[:, None, None])
+        # A padding query would see nothing, and a softmax over nothing is NaN: let it see itself.
+        visible |= (keys[None, :] == queries[:, None])[None]
+        return visible[:, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but ``rows`` (int64 indices), so that finished requests cost nothing more."""
+        self.keys = self.keys[:, rows].contiguous()
+        self.values = self.values[:, rows].contiguous()
+        self.start = self.start[rows]
+        self._padded = bool((self.start > 0).any())
