@@ -1,0 +1,161 @@
+"""What a run needs before its first step: the embedded world, a tokenizer, token shards. Built when missing, and said."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ..config.schema import HoldoutConfig, Recipe, SourceConfig
+from ..data.loader import Loader
+from ..data.shards import TokenDataset, prepare as prepare_shards
+from ..data.sources import Counts, read_records
+from ..errors import DataError
+from ..tokenizer.template import ChatTemplate
+from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.train import texts_of, train_tokenizer
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training reads."""
+
+    train: TokenDataset
+    validation: TokenDataset | None
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+
+def drop_last(items: Iterable[T], n: int) -> Iterator[T]:
+    """All items but the last ``n``, streaming: never more than ``n`` are held."""
+    queue: deque[T] = deque()
+    for item in items:
+        queue.append(item)
+        if len(queue) > n:
+            yield queue.popleft()
+
+
+def resolve_synthetic(sources: list[SourceConfig], run: Path, say: Say) -> list[SourceConfig]:
+    """Replace ``synth:[SIZE/]KIND`` by a file of the embedded world, written to ``<run>/world`` when it is not there."""
+    resolved = []
+    for source in sources:
+        if source.path.startswith("synth:"):
+            size, _, kind = source.path[len("synth:") :].rpartition("/")
+            source = source.model_copy(update={"path": str(_world_file(run, size or "small", kind, say))})
+        resolved.append(source)
+    return resolved
+
+
+def _world_file(run: Path, size: str, kind: str, say: Say) -> Path:
+    from ..data.synth import synthesize
+
+    if size not in ("tiny", "small"):
+        raise DataError(f"synth:{size}/{kind}: unknown size {size!r}; expected tiny or small")
+    world = run / ("world" if size == "small" else f"world-{size}")
+    if not (world / "world.json").is_file():
+        say(f"writing the embedded world ({size}) to {world}")
+        synthesize(world, seed=1, size=size)
+    matches = sorted(p for p in world.iterdir() if p.stem == kind)
+    if not matches:
+        kinds = ", ".join(sorted(p.stem for p in world.iterdir() if p.suffix in (".jsonl", ".tsv")))
+        raise DataError(f"synth:{kind}: the embedded world has no {kind!r}; it has {kinds}")
+    return matches[0]
+
+
+def prepare_tokenizer(recipe: Recipe, sources: list[SourceConfig], run: Path, say: Say) -> Tokenizer:
+    """The recipe's tokenizer: loaded from its path, else from ``<run>/tokenizer``, else trained there."""
+    config = recipe.tokenizer
+    path = config.path or (None if recipe.init_from in (None, "random") else recipe.init_from)
+    if path is not None:
+        return Tokenizer.load(Path(path))
+    folder = run / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    own = bool(config.train_on)
+    used = resolve_synthetic(config.train_on, run, say) if own else sources
+    say(f"training a tokenizer of {config.vocab_size} ids on {', '.join(s.path for s in used)}")
+    records: Iterable = read_records(used, recipe.data.on_bad_row, Counts())
+    if not own and isinstance(recipe.data.validation, HoldoutConfig):
+        records = drop_last(records, recipe.data.validation.rows)  # held-out rows stay unseen by the tokenizer too
+    texts = itertools.chain.from_iterable(texts_of(record) for record in records)
+    tokenizer = train_tokenizer(texts, config.vocab_size, max_bytes=config.max_bytes)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
+    """Build or reuse tokenizer and shards of ``recipe`` below ``run``."""
+    data = recipe.data
+    sources = resolve_synthetic(data.train, run, say)
+    tokenizer = prepare_tokenizer(recipe, sources, run, say)
+    template = ChatTemplate(tokenizer.chat_template, tokenizer)
+    cache = Path(data.cache) if data.cache else run / "data"
+
+    def shards(name: str, used: list[SourceConfig]) -> TokenDataset:
+        return prepare_shards(
+            used,
+            tokenizer,
+            template,
+            cache / name,
+            seq_len=data.seq_len,
+            on_bad_row=data.on_bad_row,
+            on_long=data.on_long,
+            shard_tokens=data.shard_tokens,
+            workers=data.workers,
+            say=say,
+        )
+
+    train = shards("train", sources)
+    validation = None
+    if isinstance(data.validation, HoldoutConfig):
+        rows = data.validation.rows
+        if rows >= train.n_documents:
+            raise DataError(
+                f"data.validation.rows={rows}, but data.train has {train.n_documents} documents; hold out fewer"
+            )
+        cut = train.n_documents - rows
+        train, validation = train.view(0, cut), train.view(cut, cut + rows)
+    elif data.validation:
+        validation = shards("validation", resolve_synthetic(data.validation, run, say))
+    train.check_vocab(tokenizer.vocab_size)
+    return Prepared(train, validation, tokenizer, template)
+
+
+def loader_of(recipe: Recipe, dataset: TokenDataset, pad_id: int) -> Loader:
+    """The loader that the recipe describes over ``dataset``."""
+    data = recipe.data
+    return Loader(
+        dataset,
+        seq_len=data.seq_len,
+        rows_per_step=recipe.train.batch_tokens // data.seq_len,
+        seed=recipe.seed,
+        packing=data.packing,
+        document_mask=data.document_mask,
+        pad_id=pad_id,
+    )
+
+
+def validation_of(run: Path) -> tuple[Loader, Tokenizer] | None:
+    """Validation rows of a finished run folder, read from its own shards; None where it has none."""
+    from ..config.load import load_recipe
+
+    stored = run / "recipe.yaml"
+    if not stored.is_file():
+        return None
+    recipe = load_recipe(stored).recipe
+    if not isinstance(recipe, Recipe) or recipe.data.validation is None:
+        return None
+    tokenizer = Tokenizer.load(run)
+    cache = Path(recipe.data.cache) if recipe.data.cache else run / "data"
+    if isinstance(recipe.data.validation, HoldoutConfig):
+        dataset = TokenDataset(cache / "train")
+        dataset = dataset.view(dataset.n_documents - recipe.data.validation.rows, dataset.n_documents)
+    else:
+        dataset = TokenDataset(cache / "validation")
+    return loader_of(recipe, dataset, tokenizer.pad_id), tokenizer

@@ -1,0 +1,338 @@
+"""From a recipe to a trained run folder."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import __version__
+from ..config.model import ModelConfig
+from ..config.schema import Recipe
+from ..errors import CheckpointError, RecipeError, SproutError
+from ..model import Transformer
+from ..objectives.next_token import next_token
+from ..train.checkpoint import Checkpointer, write_atomic
+from ..train.metrics import MetricsLog, plot_losses, read_metrics
+from ..train.precision import choose_compute
+from ..train.trainer import Trainer
+from .prepare import Prepared, Say, loader_of, prepare
+
+if TYPE_CHECKING:
+    from ..config.load import Loaded
+
+COMPUTE_TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+# What may differ when a run continues: where things lie and how fast they are made, not what they are.
+PLACE_KEYS = ("run", "data.cache", "data.workers", "path", "init_from")
+
+
+def import_attribute(reference: str, what: str) -> Any:
+    """``package.module:attribute``, as a recipe names a person's own part."""
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError([f"{what}: {reference!r} cannot be imported ({error}); expected package.module:attribute"]) from error
+
+
+def total_steps(recipe: Recipe, rows_per_epoch: int) -> int:
+    """Optimizer steps of the run."""
+    train = recipe.train
+    if train.steps is not None:
+        return train.steps
+    if train.tokens is not None:
+        return max(1, train.tokens // train.batch_tokens)
+    assert train.epochs is not None
+    return max(1, round(train.epochs * rows_per_epoch / (train.batch_tokens // recipe.data.seq_len)))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ between two resolved recipes, as (dotted key, old, new)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        out = []
+        for key in sorted(old.keys() | new.keys()):
+            out += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return out
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{path}.{i}")]
+    same_place = path in PLACE_KEYS or path.rsplit(".", 1)[-1] in PLACE_KEYS
+    return [] if old == new or same_place else [(path, old, new)]
+
+
+def check_continuation(old: dict[str, Any], new: dict[str, Any], allowed: set[str], run: Path) -> list[tuple[str, Any, Any]]:
+    """Compare what a checkpoint was made with and what is asked now; refuse differences that were not asked for."""
+    found = differences(old, new)
+    refused = [(k, a, b) for k, a, b in found if k.removeprefix("recipe.") not in allowed]
+    if refused:
+        lines = "; ".join(f"{k.removeprefix('recipe.')}: was {a!r}, now {b!r}" for k, a, b in refused)
+        raise CheckpointError(
+            f"{run}: the checkpoints there were made with other settings ({lines}). Start again with the old settings, "
+            "or name what shall change (--change key=value), or use another run folder (run=DIR)"
+        )
+    return found
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Refuse a second process on the same run folder. The lock dies with its process, also under kill -9."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not os.access(run, os.W_OK):
+        raise SproutError(f"{run}: this folder cannot be written; choose another with run=DIR")
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with open(run / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SproutError(f"{run}: another process trains in this folder; wait for it, or use another run=DIR") from error
+        yield
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SproutError("train.device=cuda, but torch sees no CUDA device; use device: auto, or see `sprout doctor`")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on, for env.json."""
+    return {
+        "sproutlm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer, ModelConfig]:
+    """The model with its first weights: from ``init_from``, or drawn from the seed."""
+    start = recipe.init_from
+    if start not in (None, "random"):
+        from ..export.load import load_state
+
+        config, state, _ = load_state(Path(start))
+        if recipe.model is not None:
+            asked = recipe.model.model_dump(exclude={"vocab_size", "dropout", "max_seq_len"})
+            there = config.model_dump(exclude={"vocab_size", "dropout", "max_seq_len"})
+            wrong = [f"{k}: {there[k]} there, {asked[k]} in the recipe" for k in asked if asked[k] != there[k]]
+            if wrong:
+                raise CheckpointError(
+                    f"init_from {start}: its model has another shape ({'; '.join(wrong)}); remove `model:` from the recipe to take it"
+                )
+            config = config.model_copy(update={"dropout": recipe.model.dropout})
+        if recipe.data.seq_len > config.max_seq_len:
+            raise CheckpointError(
+                f"init_from {start}: it holds {config.max_seq_len} positions, data.seq_len is {recipe.data.seq_len}; lower data.seq_len"
+            )
+        if vocab_size > config.vocab_size:
+            raise CheckpointError(
+                f"init_from {start}: its vocabulary has {config.vocab_size} ids, the tokenizer {vocab_size}; use the tokenizer it was trained with"
+            )
+        model = Transformer(config)
+        model.load_state_dict(state)  # strict: load_state has named any missing, extra or misshapen tensor
+        say(f"starting from {start} ({sum(p.numel() for p in model.parameters()):,} parameters)")
+        return model, config
+    if recipe.stage == "sft":
+        say("warning: init_from is 'random': this fine-tuning starts from RANDOM weights, not from a trained model")
+    assert recipe.model is not None
+    config = recipe.model.model_copy(update={"vocab_size": recipe.model.vocab_size or vocab_size})
+    if config.vocab_size < vocab_size:
+        raise RecipeError([f"model.vocab_size={config.vocab_size} is less than the tokenizer's {vocab_size} ids; set 0 to follow it"])
+    return Transformer(config).init_weights(recipe.seed), config
+
+
+def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, compute: str) -> Recipe:
+    """The recipe with nothing left open: what is stored in the run folder and in each checkpoint."""
+    train = recipe.train.model_copy(update={"steps": steps, "tokens": None, "epochs": None, "compute": compute})
+    train = train.model_copy(update={"micro_batch": micro_rows(recipe)})
+    return recipe.model_copy(update={"run": str(run), "model": config, "train": train})
+
+
+def micro_rows(recipe: Recipe) -> int:
+    return recipe.train.micro_batch or recipe.train.batch_tokens // recipe.data.seq_len
+
+
+def pinned_compute(recipe: Recipe, checkpointer: Checkpointer, device: torch.device, say: Say) -> str:
+    """``auto`` is decided once per run: a run that continues keeps the type it began with."""
+    if recipe.train.compute != "auto":
+        return recipe.train.compute
+    checkpoint = checkpointer.latest()
+    if checkpoint is not None:
+        return checkpoint.state()["identity"]["recipe"]["train"]["compute"]
+    dtype, why = choose_compute(device)
+    name = "bf16" if dtype == torch.bfloat16 else "float32"
+    say(f"compute type {name}: {why}")
+    return name
+
+
+def train(loaded: Loaded, changes: list[str] | None = None, say: Say = print) -> dict[str, Any]:
+    """``sprout train``: build what is missing, train or continue, write ``model/``, ``loss.png``, ``env.json``."""
+    assert isinstance(loaded.recipe, Recipe)
+    return train_recipe(loaded.recipe, loaded.run_dir, changes or [], say)
+
+
+def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, say: Say = print) -> dict[str, Any]:
+    from ..config.load import dump_recipe
+
+    with run_lock(run):
+        prepared = prepare(recipe, run, say)
+        device = choose_device(recipe.train.device)
+        checkpointer = Checkpointer(run / "checkpoints", recipe.train.keep_last, say)
+        compute = pinned_compute(recipe, checkpointer, device, say)
+        model, config = build_model(recipe, prepared.tokenizer.vocab_size, say)
+        loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
+        steps = total_steps(recipe, loader.rows_per_epoch)
+        resolved = resolve(recipe, run, config, steps, compute)
+        identity = {
+            "recipe": json.loads(resolved.model_dump_json()),
+            "data": prepared.train.fingerprint,
+            "tokenizer": prepared.tokenizer.fingerprint,
+        }
+        record_continuation(checkpointer, identity, changes or [], run, say)
+        write_atomic(run / "recipe.yaml", dump_recipe(resolved))
+        write_atomic(run / "env.json", json.dumps(environment(), indent=1) + "\n")
+        files = {
+            "recipe.yaml": dump_recipe(resolved),
+            "model_config.json": config.model_dump_json(indent=1),
+            **prepared.tokenizer.files(),
+        }
+        objective = next_token if recipe.objective == "next_token" else import_attribute(recipe.objective, "objective")
+        trainer = Trainer(
+            model.to(device),
+            objective,
+            loader,
+            optimizer=recipe.optimizer,
+            schedule=recipe.schedule,
+            config=recipe.train,
+            total_steps=steps,
+            micro_rows=micro_rows(recipe),
+            seed=recipe.seed,
+            compute=COMPUTE_TYPES[compute],
+            checkpointer=checkpointer,
+            metrics=MetricsLog(run / "metrics.jsonl"),
+            checkpoint_files=files,
+            identity=identity,
+            evaluators=evaluators_of(recipe, prepared),
+            sampler=sampler_of(recipe, prepared),
+            say=say,
+        )
+        announce(recipe, prepared, model, steps, say)
+        result = trainer.fit()
+        return finish(recipe, run, trainer, prepared, result, say)
+
+
+def record_continuation(checkpointer: Checkpointer, identity: dict[str, Any], changes: list[str], run: Path, say: Say) -> None:
+    """Compare with the newest checkpoint; changes asked for by name are let through, said, and kept in changes.jsonl."""
+    checkpoint = checkpointer.latest()
+    if checkpoint is None:
+        return
+    allowed = {c.partition("=")[0].strip() for c in changes}
+    # One wish changes what follows from it: the number of steps may have been given as tokens or epochs.
+    if allowed & {"train.steps", "train.tokens", "train.epochs"}:
+        allowed.add("train.steps")
+    for key, old, new in check_continuation(checkpoint.state()["identity"], identity, allowed, run):
+        key = key.removeprefix("recipe.")
+        say(f"change at step {checkpoint.step}: {key} {old!r} -> {new!r}")
+        with open(run / "changes.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": checkpoint.step, "key": key, "old": old, "new": new}) + "\n")
+
+
+def announce(recipe: Recipe, prepared: Prepared, model: Transformer, steps: int, say: Say) -> None:
+    data = prepared.train
+    say(
+        f"{recipe.name}: {sum(p.numel() for p in model.parameters()):,} parameters, {data.n_documents:,} documents, "
+        f"{data.n_tokens:,} tokens; {steps} steps of {recipe.train.batch_tokens:,} tokens"
+    )
+
+
+def evaluators_of(recipe: Recipe, prepared: Prepared) -> list[Callable]:
+    if prepared.validation is None:
+        return []
+    from ..eval.bits_per_byte import make_evaluator
+
+    loader = loader_of(recipe, prepared.validation, prepared.tokenizer.pad_id)
+    token_bytes = torch.from_numpy(prepared.tokenizer.token_bytes())
+    rows = recipe.train.validation_rows or loader.rows_per_epoch
+    return [make_evaluator(loader, token_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe))]
+
+
+def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int], list[str]] | None:
+    """Continue each of the recipe's prompts (pretraining) or answer it (SFT)."""
+    if not recipe.sample.prompts:
+        return None
+    from ..infer.engine import Engine, Request
+    from ..infer.sampling import SamplingParams
+
+    tokenizer, template = prepared.tokenizer, prepared.template
+    params = SamplingParams(temperature=recipe.sample.temperature, max_tokens=recipe.sample.max_tokens, seed=recipe.seed)
+
+    def sample(model: Transformer, step: int) -> list[str]:
+        requests = []
+        for prompt in recipe.sample.prompts:
+            if recipe.stage == "sft":
+                ids = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True).ids
+            else:
+                ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+            requests.append(Request(ids, params, tokenizer.stop_ids))
+        completions = Engine(model, tokenizer).generate(requests)
+        joint = " -> " if recipe.stage == "sft" else ""
+        return [f"{p}{joint}{c.text}" for p, c in zip(recipe.sample.prompts, completions, strict=True)]
+
+    return sample
+
+
+def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, result: Any, say: Say) -> dict[str, Any]:
+    """Write the final model and the plot; return the run's figures."""
+    from ..export.huggingface import save
+
+    final = Transformer(trainer.model.config)
+    final.load_state_dict({n: m.detach().cpu() for n, m in trainer.weights.masters.items()})
+    started = time.perf_counter()
+    save(final, prepared.tokenizer, run / "model")
+    metrics = read_metrics(run / "metrics.jsonl")
+    if recipe.init_from not in (None, "random"):
+        share = changed_share(final, Path(recipe.init_from))
+        say(f"{share:.1%} of the weights changed (as bf16)")
+    plot_losses(run / "metrics.jsonl", run / "loss.png", recipe.name)
+    losses = [r["loss"] for r in metrics if "loss" in r]
+    validation = next((r for r in reversed(metrics) if "val_loss" in r), {})
+    say(f"done: {run / 'model'} (written in {time.perf_counter() - started:.1f} s)")
+    return {
+        "run": str(run),
+        "steps": result.step,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 1),
+        "resumed_from": result.resumed_from,
+        "stopped_early": result.stopped_early,
+        "loss": losses[-1] if losses else None,
+        "val_loss": validation.get("val_loss"),
+        "bits_per_byte": validation.get("val_bpb"),
+        "compute": "bf16" if trainer.weights.separate else "float32",
+        "parameters": sum(p.numel() for p in final.parameters()),
+    }
+
+
+def changed_share(model: Transformer, start: Path) -> float:
+    """Share of weights that differ from the start once both are rounded to bf16: near 0 means the rate was too small."""
+    from ..export.load import load_state
+
+    _, state, _ = load_state(start)
+    changed = total = 0
+    for name, parameter in model.named_parameters():
+        changed += int((parameter.bfloat16() != state[name].bfloat16()).sum())
+        total += parameter.numel()
+    return changed / total

@@ -1,0 +1,72 @@
+"""Which optimizer updates which parameter, at which rate, at which step; and its state as named tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config.schema import OptimizerConfig
+from .muon import Muon
+
+
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """Matrices inside the blocks: what Muon updates."""
+    return parameter.ndim == 2 and name.startswith("layers.")
+
+
+class Optimizers:
+    """The optimizers of one run over named float32 masters. Rates at a step are pure functions of the step."""
+
+    def __init__(self, config: OptimizerConfig, masters: dict[str, Tensor], muon_dtype: torch.dtype) -> None:
+        self.config = config
+        self.masters = masters
+        self.optimizers: list[torch.optim.Optimizer] = []
+        decay = config.weight_decay
+        adamw_groups: list[dict] = []
+        if config.name == "muon":
+            matrices = [p for n, p in masters.items() if is_block_matrix(n, p)]
+            self.optimizers.append(Muon([{"params": matrices, "peak": config.lr}], config.lr, weight_decay=decay, compute=muon_dtype))
+            rest = {n: p for n, p in masters.items() if not is_block_matrix(n, p)}
+            tables = [p for p in rest.values() if p.ndim == 2]
+            vectors = [p for p in rest.values() if p.ndim != 2]
+            adamw_groups.append({"params": tables, "peak": config.embedding_lr, "weight_decay": 0.0})
+            adamw_groups.append({"params": vectors, "peak": config.scalar_lr, "weight_decay": 0.0})
+        else:
+            tables = [p for p in masters.values() if p.ndim >= 2]
+            vectors = [p for p in masters.values() if p.ndim < 2]
+            adamw_groups.append({"params": tables, "peak": config.lr, "weight_decay": decay})
+            adamw_groups.append({"params": vectors, "peak": config.lr, "weight_decay": 0.0})
+        groups = [g for g in adamw_groups if g["params"]]
+        self.optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+
+    def step(self, multiplier: float, progress: float) -> None:
+        """One update from the gradients in ``masters[...].grad``; ``progress`` is the share of the run done, 0 to 1."""
+        c = self.config
+        warm = min(1.0, progress / c.momentum_warmup) if c.momentum_warmup else 1.0
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * multiplier
+                if isinstance(optimizer, Muon):
+                    group["momentum"] = c.momentum_start + (c.momentum - c.momentum_start) * warm
+            optimizer.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State by ``parameter/key``, for a checkpoint; CPU step counts become 1-element tensors."""
+        names = {id(p): n for n, p in self.masters.items()}
+        out: dict[str, Tensor] = {}
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    out[f"{names[id(parameter)]}/{key}"] = value.detach().reshape(value.shape or (1,))
+        return out
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what ``tensors()`` gave; a name that does not fit is an error."""
+        owner = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        for full_name, value in tensors.items():
+            name, key = full_name.rsplit("/", 1)
+            if name not in self.masters:
+                raise ValueError(f"the optimizer state names {name!r}, which the model does not have")
+            parameter = self.masters[name]
+            value = value.reshape(()) if key == "step" else value.to(parameter.device)
+            owner[id(parameter)].state[parameter][key] = value.clone()

@@ -1,0 +1,284 @@
+"""The one loop, for every stage: gradients of a window of micro-batches, divided once, clipped, applied, recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
+from ..data.loader import Batch
+from ..errors import Interrupted, SproutError
+from ..model import Transformer
+from .checkpoint import Checkpointer
+from .metrics import Console, MetricsLog, memory_mb
+from .optim import Optimizers
+from .precision import MasterWeights
+from .schedule import multiplier
+
+Objective = Callable[[Transformer, Batch], tuple[Tensor, int, dict[str, tuple[float, float]]]]
+Evaluator = Callable[[Transformer, int], dict[str, float]]
+Sampler = Callable[[Transformer, int], list[str]]
+
+
+class BatchSource(Protocol):
+    """What the trainer needs of a loader: ``batch(step)``, a pure function."""
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch: ...
+
+
+@dataclass
+class TrainState:
+    """Everything beside tensors that the next step depends on. Data order and dropout follow from ``step`` alone."""
+
+    step: int = 0
+    tokens: int = 0
+    window_loss: float = 0.0  # sums since the last logged step
+    window_count: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    validations_without_best: int = 0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    step: int
+    tokens: int
+    loss: float
+    validation: dict[str, float]
+    seconds: float
+    resumed_from: int
+    stopped_early: bool
+
+
+def stream_seed(seed: int, step: int, micro: int) -> int:
+    """Seed of the dropout stream of one micro-batch: known from the step, so no generator state is ever saved."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{micro}".encode()).digest()[:7], "little")
+
+
+class Trainer:
+    """Trains ``model`` on ``loader``. Evaluators and the sampler are handed in; ``checkpoint_files`` describe the run.
+
+    ``evaluators`` return figures by name; ``val_loss`` decides best and early stopping. ``identity`` is what must be
+    equal for a checkpoint to be continued (fingerprints of data, tokenizer, recipe); the caller compares it.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        objective: Objective,
+        loader: BatchSource,
+        *,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        config: TrainConfig,
+        total_steps: int,
+        micro_rows: int,
+        seed: int,
+        compute: torch.dtype,
+        checkpointer: Checkpointer,
+        metrics: MetricsLog,
+        checkpoint_files: dict[str, str],
+        identity: dict[str, Any],
+        evaluators: list[Evaluator] | None = None,
+        sampler: Sampler | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.model, self.objective, self.loader = model, objective, loader
+        self.schedule, self.config = schedule, config
+        self.total_steps, self.micro_rows, self.seed = total_steps, micro_rows, seed
+        self.checkpointer, self.metrics = checkpointer, metrics
+        self.checkpoint_files, self.identity = checkpoint_files, identity
+        self.evaluators, self.sampler, self.say = evaluators or [], sampler, say
+        self.device = next(model.parameters()).device
+        self.weights = MasterWeights(model, compute)
+        self.optimizers = Optimizers(optimizer, self.weights.masters, compute)
+        self.state = TrainState()
+        self.console = Console(total_steps, say)
+        self._stop_signal: int | None = None
+        self._timed_tokens, self._timed_seconds = 0, 0.0
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def train_step(self, step: int) -> tuple[float, int, float]:
+        """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm."""
+        batch = self.loader.batch(step)
+        loss_sum, count = 0.0, 0
+        for micro, part in enumerate(batch.split(self.micro_rows)):
+            torch.manual_seed(stream_seed(self.seed, step, micro))
+            part_loss, part_count, _ = self.objective(self.model, part.to(self.device))
+            if part_count == 0:
+                continue  # nothing to train here; the step's count says so
+            part_loss.backward()
+            self.weights.collect_gradients()
+            loss_sum, count = loss_sum + float(part_loss.detach()), count + part_count
+        if count == 0:
+            raise SproutError(f"step {step + 1}: no row of the batch trains a token; see `sprout data inspect`")
+        norm = self._divide_and_clip(count)
+        if not (math.isfinite(norm) and math.isfinite(loss_sum)):
+            rows = ", ".join(map(str, batch.row_ids.tolist()[:16]))
+            raise SproutError(
+                f"step {step + 1}: the loss or gradient is not finite (loss {loss_sum / count}, gradient norm {norm}); "
+                f"rows {rows}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
+            )
+        self.optimizers.step(multiplier(self.schedule, step, self.total_steps), step / max(1, self.total_steps))
+        for master in self.weights.masters.values():
+            master.grad = None
+        self.weights.publish()
+        return loss_sum, count, norm
+
+    def _divide_and_clip(self, count: int) -> float:
+        """Divide the summed gradients once, by the count of the whole window; clip; return the norm before clipping."""
+        grads = [m.grad for m in self.weights.masters.values() if m.grad is not None]
+        torch._foreach_div_(grads, float(count))
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        if self.config.clip and math.isfinite(norm) and norm > self.config.clip:
+            torch._foreach_mul_(grads, self.config.clip / norm)
+        return norm
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> TrainResult:
+        """Train to the end, or to the next step boundary after SIGTERM or SIGINT (saved, then ``Interrupted``)."""
+        started = time.perf_counter()
+        resumed_from = self._resume()
+        loss, validation, stopped_early = math.nan, {}, False
+        self.model.train()
+        with self._signals():
+            while self.state.step < self.total_steps and not stopped_early:
+                begin = time.perf_counter()
+                loss_sum, count, norm = self.train_step(self.state.step)
+                self.state.step += 1
+                self.state.tokens += count
+                self.state.window_loss += loss_sum
+                self.state.window_count += count
+                if self.state.step > resumed_from + 1:  # the first step pays for warm-up; it is not in the rate
+                    self._timed_tokens += count
+                    self._timed_seconds += time.perf_counter() - begin
+                last = self.state.step == self.total_steps
+                if last or self.state.step % self.config.log_every == 0:
+                    loss = self._log(norm, last)
+                if self._due(self.config.validate_every, last):
+                    validation = self._validate()
+                    patience = self.config.early_stop
+                    stopped_early = bool(patience) and self.state.validations_without_best >= patience
+                if self._due(self.config.sample_every, last or stopped_early):
+                    self._sample()
+                new_best = self.config.validate_every > 0 and self.state.best_step == self.state.step
+                regular = self.state.step % self.config.save_every == 0
+                if last or stopped_early or regular or new_best or self._stop_signal:
+                    self.save()
+                if self._stop_signal and not (last or stopped_early):
+                    name = signal.Signals(self._stop_signal).name
+                    raise Interrupted(
+                        f"{name}: saved at step {self.state.step} of {self.total_steps}; the same command continues it"
+                    )
+        if stopped_early:
+            self.say(f"stopped early: no better validation loss for {self.config.early_stop} validations")
+        return TrainResult(
+            self.state.step, self.state.tokens, loss, validation, time.perf_counter() - started, resumed_from, stopped_early
+        )
+
+    def _due(self, every: int, last: bool) -> bool:
+        return last or (every > 0 and self.state.step % every == 0)
+
+    def _log(self, norm: float, last: bool) -> float:
+        state = self.state
+        loss = state.window_loss / state.window_count
+        rate = self._timed_tokens / self._timed_seconds if self._timed_seconds else 0.0
+        done_steps = max(1, state.step)
+        row = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "loss": loss,
+            "lr_multiplier": multiplier(self.schedule, state.step - 1, self.total_steps),
+            "grad_norm": norm,
+            "tokens_per_second": round(rate, 1),
+            "memory_mb": memory_mb(),
+        }
+        row["lr"] = row["lr_multiplier"] * self.optimizers.config.lr
+        self.metrics.write(row)
+        tokens_left = state.tokens / done_steps * (self.total_steps - state.step)
+        self.console.step(row, tokens_left / rate if rate else 0.0, final=last)
+        state.window_loss, state.window_count = 0.0, 0
+        return loss
+
+    def _validate(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for evaluator in self.evaluators:
+            figures.update(evaluator(self.model, self.state.step))
+        self.model.train()
+        if not figures:
+            return figures
+        self.metrics.write({"step": self.state.step, "tokens": self.state.tokens, **figures})
+        self.console.line(f"step {self.state.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+        value = figures.get("val_loss")
+        if value is not None:
+            if self.state.best is None or value < self.state.best:
+                self.state.best, self.state.best_step = value, self.state.step
+                self.state.validations_without_best = 0
+            else:
+                self.state.validations_without_best += 1
+        return figures
+
+    def _sample(self) -> None:
+        if self.sampler is None:
+            return
+        for text in self.sampler(self.model, self.state.step):
+            self.metrics.write({"step": self.state.step, "tokens": self.state.tokens, "sample": text})
+            self.console.line(f"  sample: {text}")
+        self.model.train()
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        keep = {self.state.best_step} if self.state.best_step else set()
+        self.checkpointer.save(
+            self.state.step,
+            self.weights.masters,
+            self.optimizers.tensors(),
+            {"state": asdict(self.state), "identity": self.identity, "torch": torch.__version__},
+            self.checkpoint_files,
+            keep=keep,
+        )
+
+    def _resume(self) -> int:
+        checkpoint = self.checkpointer.latest()
+        if checkpoint is None:
+            self.metrics.rewind(-1)
+            return 0
+        self.weights.load(checkpoint.model_tensors())
+        self.optimizers.load_tensors(checkpoint.optimizer_tensors())
+        self.state = TrainState(**checkpoint.state()["state"])
+        self.metrics.rewind(self.state.step)
+        self.say(f"continuing from step {self.state.step} of {self.total_steps} ({checkpoint.path})")
+        return self.state.step
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and the first SIGINT ask for a save at the next step boundary; a second SIGINT stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            if self._stop_signal == signal.SIGINT and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop_signal = number
+            self.say(f"{signal.Signals(number).name} received: saving after this step (Ctrl-C again stops at once)")
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
