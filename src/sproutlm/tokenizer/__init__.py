@@ -1,0 +1,20 @@
+"""Tokenizer, its training, the chat template and the streaming decoder."""
+
+from __future__ import annotations
+
+from .stream import StreamDecoder
+from .template import CHATML, ChatTemplate, Rendered, check_template
+from .tokenizer import Tokenizer
+from .train import texts_of, train_from_files, train_tokenizer
+
+__all__ = [
+    "CHATML",
+    "ChatTemplate",
+    "Rendered",
+    "StreamDecoder",
+    "Tokenizer",
+    "check_template",
+    "texts_of",
+    "train_from_files",
+    "train_tokenizer",
+]

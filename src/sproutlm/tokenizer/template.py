@@ -1,0 +1,414 @@
+"""The one chat-template renderer: messages to token ids and the mask of what is trained.
+
+How a conversation becomes ids (pitfalls 3 to 7):
+
+1. What a person wrote goes into the template between private marks: one pair around each message's content, one pair
+   around every control token's name inside it. ``{% generation %}`` blocks put marks around what the model writes.
+2. The rendered text is read once from left to right. Marks are taken out and become spans; a control token counts only
+   where no mark touches it, that is, where the template itself wrote it.
+3. The text between two control tokens is encoded in one go, control tokens off; character offsets give the mask.
+
+Nothing is found by searching ids, and no text of a person can become a control token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+from ..data.records import Message
+from ..errors import SproutError
+from .jinja import compile_template
+from .tokenizer import Tokenizer, token_name
+
+CHATML = """\
+{%- for message in messages %}
+    {%- if message['role'] not in ('system', 'user', 'assistant') %}
+        {{- raise_exception("role '" + message['role'] + "' is unknown; roles are system, user and assistant") }}
+    {%- endif %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}
+            {{- message['content'] + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message['content'] + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as the model sees it. ``ids`` and ``trained`` have one entry per token; ``text`` is for the eye."""
+
+    ids: list[int]
+    trained: list[bool]
+    text: str
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A rendered text with its marks taken out; all spans are in characters of ``text``."""
+
+    text: str = ""
+    controls: list[tuple[int, int, str]] = field(default_factory=list)  # (start, end, name), the template's own
+    generations: list[Span] = field(default_factory=list)
+    contents: list[tuple[int, int, int]] = field(default_factory=list)  # (start, end, index of the message)
+
+
+class ChatTemplate:
+    """Renders conversations with one Jinja template and one tokenizer. Safe to share between threads."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        self.source = source
+        self.tokenizer = tokenizer
+        self._compiled = compile_template(source)
+        # Longest first: where one control token begins with another, the longer one is meant.
+        self._control_names = tuple(sorted(tokenizer.control_tokens, key=len, reverse=True))
+        self._named = {
+            key: token_name(tokenizer.config.get(key)) or ""
+            for key in ("bos_token", "eos_token", "pad_token", "unk_token")
+            if token_name(tokenizer.config.get(key))
+        }
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> ChatTemplate:
+        """The tokenizer's own template; a sentence where it has none (chat rows are never trained as plain text)."""
+        if tokenizer.chat_template is None:
+            raise SproutError(
+                f"{tokenizer.where}: this tokenizer has no chat template, so conversations cannot be written as tokens; "
+                "add chat_template to its tokenizer_config.json"
+            )
+        return cls(tokenizer.chat_template, tokenizer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChatTemplate, (self.source, self.tokenizer)  # a compiled template does not pickle; it is made again
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the template's text."""
+        return hashlib.sha256(self.source.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an assistant's turn, as a probe conversation shows, then the end of text."""
+        probe = self.render(PROBE)
+        control = set(self.tokenizer.control_tokens.values())
+        ends = [id_ for id_, trained in zip(probe.ids, probe.trained, strict=True) if trained and id_ in control]
+        return tuple(dict.fromkeys([*ends[-1:], self.tokenizer.eos_id]))
+
+    def render(
+        self, messages: Sequence[Message | Mapping[str, Any]], *, add_generation_prompt: bool = False
+    ) -> Rendered:
+        """Ids and mask of a conversation.
+
+        Trained are the generation spans of assistant turns, end token included. A message's ``train`` overrides:
+        False leaves an assistant turn out, True trains another turn's content and the end token after it.
+        SproutError where the template refuses the conversation.
+        """
+        plain, overrides = _plain(messages)
+        marks = _marks(plain, self.source)
+        raw = self._render_text(marks.mark(plain, self._control_names), add_generation_prompt, marks.generation)
+        reading = _read(raw, marks, self._control_names)
+        if not self._compiled.marks_generation:
+            reading.generations = self._spans_by_prefixes(plain, reading)
+        spans = _trained_spans(reading, [m["role"] for m in plain], overrides)
+        return self._encode(reading, spans)
+
+    def _render_text(self, messages: list[dict[str, Any]], add_generation_prompt: bool, marks: tuple[str, str]) -> str:
+        variables = {
+            **self._named,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return self._compiled.render(variables, marks)
+
+    def _spans_by_prefixes(self, messages: list[dict[str, Any]], reading: _Reading) -> list[Span]:
+        """Assistant spans of a template without generation tags: what each reply adds to its own prompt."""
+
+        def text(upto: int, prompt: bool) -> str:
+            marks = _marks(messages, self.source)
+            marked = marks.mark(messages[:upto], self._control_names)
+            return _read(self._render_text(marked, prompt, marks.generation), marks, self._control_names).text
+
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = text(i, True), text(i + 1, False)
+            # White space around the reply may be the template's to trim; anything else must agree to the letter.
+            if not after.startswith(before) or not reading.text.startswith(after.rstrip()):
+                raise SproutError(
+                    f"the chat template has no {{% generation %}} tags, and message {i + 1} changes how earlier "
+                    "messages are written, so the reply's span cannot be found; put {% generation %} and "
+                    "{% endgeneration %} around the assistant's content and its end token in the template"
+                )
+            spans.append((len(before), self._end_of_turn(reading, len(before), len(after))))
+        return spans
+
+    @staticmethod
+    def _end_of_turn(reading: _Reading, start: int, end: int) -> int:
+        """The end of a reply is after its last control token; what follows (a line break) the model need not write."""
+        ends = [stop for begin, stop, _ in reading.controls if start <= begin and stop <= end]
+        return ends[-1] if ends else end
+
+    def _encode(self, reading: _Reading, spans: list[Span]) -> Rendered:
+        ids: list[int] = []
+        trained: list[bool] = []
+        remaining = _Spans(spans)
+
+        def text_piece(start: int, end: int) -> None:
+            if start == end:
+                return
+            piece_ids, offsets = self.tokenizer.encode_with_offsets(reading.text[start:end])
+            ids.extend(piece_ids)
+            trained.extend(remaining.touch(start + a, start + b) for a, b in offsets)
+
+        position = 0
+        for start, end, name in reading.controls:
+            text_piece(position, start)
+            ids.append(self.tokenizer.control_tokens[name])
+            trained.append(remaining.touch(start, end))
+            position = end
+        text_piece(position, len(reading.text))
+        return Rendered(ids, trained, reading.text)
+
+
+class _Spans:
+    """Answers "does this token touch a trained span?" for tokens in order, looking at each span once."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._spans = sorted(spans)
+        self._next = 0
+
+    def touch(self, start: int, end: int) -> bool:
+        while self._next < len(self._spans) and self._spans[self._next][1] <= start:
+            self._next += 1
+        return self._next < len(self._spans) and self._spans[self._next][0] < end
+
+
+# --- marks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """Private characters that occur neither in the conversation nor in the template."""
+
+    characters: str
+
+    @property
+    def generation(self) -> tuple[str, str]:
+        return self.characters[0], self.characters[1]
+
+    def mark(self, messages: list[dict[str, Any]], control_names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """A copy of the messages with everything that a person wrote between marks; roles stay as they are."""
+        opening, closing = self.characters[2], self.characters[3]
+        names = _names_pattern(control_names)
+
+        def shield(value: Any) -> Any:
+            if isinstance(value, str):
+                return names.sub(lambda match: f"{opening}{match.group()}{closing}", value)
+            if isinstance(value, Mapping):
+                return {key: shield(item) for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return [shield(item) for item in value]
+            return value
+
+        marked = []
+        for index, message in enumerate(messages):
+            copy = {key: value if key == "role" else shield(value) for key, value in message.items()}
+            copy["content"] = self._framed(copy["content"], index)
+            marked.append(copy)
+        return marked
+
+    def _framed(self, content: Any, index: int) -> Any:
+        """Content between the marks of its message. They go inside outer blanks, so that ``| trim`` still trims."""
+        if not isinstance(content, str) or not content.strip():
+            return content
+        begin, end = len(content) - len(content.lstrip()), len(content.rstrip())
+        digits = "".join(self.characters[6 + int(digit)] for digit in str(index))
+        opening, closing = self.characters[4], self.characters[5]
+        return f"{content[:begin]}{opening}{digits}{opening}{content[begin:end]}{closing}{content[end:]}"
+
+
+_MARKS = 16  # generation open/close, shield open/close, content open/close, ten digits
+
+
+def _unused_characters(texts: str) -> str:
+    """Noncharacters first, then the private planes: there is always room."""
+    found = []
+    for code in (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFE)):
+        if chr(code) not in texts:
+            found.append(chr(code))
+            if len(found) == _MARKS:
+                break
+    return "".join(found)
+
+
+_USUAL = "".join(chr(code) for code in range(0xFDD0, 0xFDD0 + _MARKS))
+_NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
+
+
+def _marks(messages: list[dict[str, Any]], source: str) -> _Marks:
+    everything = "".join([source, *_strings(messages)])
+    if not _NONCHARACTER.search(everything):
+        return _Marks(_USUAL)
+    return _Marks(_unused_characters(everything))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+@lru_cache(maxsize=64)
+def _names_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+
+@lru_cache(maxsize=64)
+def _marked_pattern(names: tuple[str, ...], characters: str) -> re.Pattern[str]:
+    return re.compile("|".join([f"[{re.escape(characters)}]", *map(re.escape, names)]))
+
+
+def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
+    """Take the marks out of a rendered text and note what they said. Lone marks (a template cut a string) do no harm."""
+    kind = {character: i for i, character in enumerate(marks.characters)}
+    reading = _Reading()
+    pieces: list[str] = []
+    length = 0  # characters of clean text so far
+    position = 0
+    generation: list[int] = []
+    shielded = False
+    digits: str | None = None  # of the content mark being read
+    content: tuple[int, int] | None = None  # (start, index of the message)
+    for match in _marked_pattern(control_names, marks.characters).finditer(raw):
+        pieces.append(raw[position : match.start()])
+        length += match.start() - position
+        position = match.end()
+        found = match.group()
+        mark = kind.get(found)
+        if mark is None:  # a control token's name
+            pieces.append(found)
+            if not shielded and content is None:
+                reading.controls.append((length, length + len(found), found))
+            length += len(found)
+        elif mark == 0:
+            generation.append(length)
+        elif mark == 1:
+            if generation:
+                reading.generations.append((generation.pop(), length))
+        elif mark in (2, 3):
+            shielded = mark == 2
+        elif mark == 4:
+            if digits is None:
+                digits = ""
+            else:
+                content, digits = (length, int(digits)), None
+        elif mark == 5:
+            if content is not None:
+                reading.contents.append((content[0], length, content[1]))
+            content = None
+        elif digits is not None:
+            digits += str(mark - 6)
+    pieces.append(raw[position:])
+    reading.text = "".join(pieces)
+    return reading
+
+
+def _trained_spans(reading: _Reading, roles: list[str], overrides: list[bool | None]) -> list[Span]:
+    """Generation spans, less the turns that say train=False, plus the turns of others that say train=True."""
+    assistants = [i for i, role in enumerate(roles) if role == "assistant"]
+    spans: list[Span] = []
+    for k, (start, end) in enumerate(reading.generations):
+        owners = {i for a, b, i in reading.contents if start <= a and b <= end}
+        if not owners and len(reading.generations) == len(assistants):
+            owners = {assistants[k]}  # an empty reply carries no mark; its place in the order tells whose it is
+        if not any(overrides[i] is False for i in owners):
+            spans.append((start, end))
+    for a, b, i in reading.contents:
+        if overrides[i] and roles[i] != "assistant":
+            end = next((stop for begin, stop, _ in reading.controls if begin >= b), b)
+            spans.append((a, end))
+    return _merged(spans)
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _plain(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[bool | None]]:
+    """Messages as dictionaries for the template, and their ``train`` overrides apart."""
+    plain: list[dict[str, Any]] = []
+    overrides: list[bool | None] = []
+    for index, message in enumerate(messages):
+        fields = {**message.as_dict(), "train": message.train} if isinstance(message, Message) else dict(message)
+        overrides.append(fields.pop("train", None))
+        for key in ("role", "content"):
+            if not isinstance(fields.get(key), str):
+                raise SproutError(
+                    f"message {index + 1}: {key} must be text, found {type(fields.get(key)).__name__}; "
+                    "a message is {role: system|user|assistant, content: text}"
+                )
+        plain.append(fields)
+    if not plain:
+        raise SproutError("a conversation needs at least one message; this one is empty")
+    return plain, overrides
+
+
+# --- what a template must do ------------------------------------------------------------------------------------------
+
+PROBE = (Message("user", "2 + 2 ="), Message("assistant", "4"), Message("user", "3 + 3 ="), Message("assistant", "6"))
+
+
+def check_template(template: ChatTemplate) -> int:
+    """The id of the trained end token. SproutError where a model trained with this template could never stop."""
+    probe = template.render(PROBE)
+    tokenizer = template.tokenizer
+    trained = [id_ for id_, t in zip(probe.ids, probe.trained, strict=True) if t]
+    if not trained:
+        raise SproutError(
+            "the chat template trains nothing: no token of the assistant's turns lies inside {% generation %}; "
+            "put {% generation %} and {% endgeneration %} around the assistant's content and its end token"
+        )
+    last_by_turn = [
+        id_
+        for i, (id_, t) in enumerate(zip(probe.ids, probe.trained, strict=True))
+        if t and (i + 1 == len(probe.ids) or not probe.trained[i + 1])
+    ]
+    control = set(tokenizer.control_tokens.values())
+    for id_ in last_by_turn:
+        if id_ not in control:
+            after = next((i for i in reversed(probe.ids) if i in control), tokenizer.eos_id)
+            raise SproutError(
+                f"the chat template ends what is trained of an assistant's turn at {tokenizer.token_text(id_)!r}, "
+                f"which is no stop token: the end token {tokenizer.token_text(after)!r} is not trained, so the model "
+                "would never stop; move {% endgeneration %} behind the end token"
+            )
+    return last_by_turn[-1]
