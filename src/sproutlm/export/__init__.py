@@ -1,0 +1,6 @@
+"""Models in and out: Hugging Face folders, and ``load`` for anything that holds a model."""
+
+from .huggingface import export_run, import_folder, read, save
+from .load import load, load_state
+
+__all__ = ["export_run", "import_folder", "load", "load_state", "read", "save"]

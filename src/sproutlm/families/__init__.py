@@ -1,0 +1,32 @@
+"""Hugging Face architectures that a ``Transformer`` can be read from and written as: one small file each.
+
+A new one is a file with its two tables (tensor names, config fields) and its line in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+from ..errors import SproutError
+from .adapter import Family, check_state, expected_shapes
+from .llama import LLAMA
+from .qwen3 import QWEN3
+
+FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA)
+
+__all__ = ["FAMILIES", "Family", "check_state", "expected_shapes", "for_architecture", "for_family"]
+
+
+def for_architecture(name: str) -> Family:
+    """The family of a Hugging Face architecture, such as ``Qwen3ForCausalLM``; SproutError where it is not known."""
+    for family in FAMILIES:
+        if family.architecture == name:
+            return family
+    known = ", ".join(family.architecture for family in FAMILIES)
+    raise SproutError(f"architectures: {name!r} is not supported; known are {known}")
+
+
+def for_family(name: str) -> Family:
+    """The family that ``ModelConfig.family`` names; SproutError where it is not known."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise SproutError(f"family: {name!r} is not supported; known are {', '.join(family.name for family in FAMILIES)}")

@@ -1,0 +1,226 @@
+"""What every family does with its tables: config.json <-> ``ModelConfig``, and tensor names both ways.
+
+Weights are renamed and never changed. A tensor that is missing, extra or of another shape is an error with its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ..config.model import ModelConfig
+from ..errors import SproutError
+from ..model import Transformer
+
+REQUIRED: Final = "required"
+LISTED = 8  # names shown per kind of fault; a wrong shape of model would otherwise fill the screen
+
+
+@dataclass(frozen=True)
+class Field:
+    """One size or switch: its name in config.json, its name in ``ModelConfig``, and what absence means."""
+
+    theirs: str
+    ours: str
+    default: Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """One Hugging Face architecture. Every method raises SproutError with the field or tensor at fault."""
+
+    name: str
+    architecture: str
+    model_type: str
+    tensors: Mapping[str, str]
+    fields: Sequence[Field]
+    fixed: Mapping[str, Any]  # config.json fields that only one value of is supported
+    heads_divide_width: bool = False
+
+    def config_from_hf(self, config: Mapping[str, Any]) -> ModelConfig:
+        """A parsed config.json -> ``ModelConfig``."""
+        refuse_unsupported(config, self)
+        values: dict[str, Any] = {"family": self.name, "rope_theta": rope_theta(config)}
+        for field in self.fields:
+            value = config.get(field.theirs)
+            if value is None:
+                value = field.default
+            if value is REQUIRED:
+                raise SproutError(f"config.json: {field.theirs} is missing; a {self.model_type} model needs it")
+            if value is None:
+                continue
+            if not isinstance(value, bool) and (not isinstance(value, int | float) or value <= 0):
+                raise SproutError(f"config.json: {field.theirs} is {value!r}; expected a number above 0")
+            values[field.ours] = value
+        try:
+            return ModelConfig(**values)
+        except ValidationError as error:
+            theirs = {field.ours: field.theirs for field in self.fields}
+            faults = [
+                f"{theirs.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" if e["loc"] else e["msg"]
+                for e in error.errors()
+            ]
+            raise SproutError("config.json: " + "; ".join(faults)) from None
+
+    def config_to_hf(
+        self,
+        config: ModelConfig,
+        *,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        dtype: str = "float32",
+    ) -> dict[str, Any]:
+        """``ModelConfig`` -> the fields of a config.json that transformers 4 and 5 both read."""
+        if config.vocab_size <= 0:
+            raise SproutError("vocab_size is 0: it is set from the tokenizer before a model can be exported")
+        if self.heads_divide_width and config.dim % config.n_heads:
+            raise SproutError(
+                f"dim={config.dim} is not a multiple of n_heads={config.n_heads}, which {self.architecture} requires; "
+                "choose another n_heads, or family: qwen3"
+            )
+        hf: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        hf |= {field.theirs: getattr(config, field.ours) for field in self.fields}
+        hf |= dict(self.fixed)
+        # transformers 5 reads rope_parameters and dtype; older releases and other programs rope_theta and torch_dtype.
+        hf |= {
+            "rope_theta": config.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "dtype": dtype,
+            "torch_dtype": dtype,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "bos_token_id": None,  # null on purpose: LlamaConfig's default would be token 1
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        return hf
+
+    def their_name(self, name: str) -> str:
+        """Our parameter name -> Hugging Face's."""
+        layer = re.search(r"\.(\d+)\.", name)
+        number = layer.group(1) if layer else ""
+        pattern = name.replace(f".{number}.", ".{}.", 1) if layer else name
+        if pattern not in self.tensors:
+            raise SproutError(f"{name} has no place in a {self.model_type} file")
+        return self.tensors[pattern].replace("{}", number)
+
+    def state_from_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by Hugging Face's names -> the same by ours. A tied head stored twice is accepted if equal."""
+        theirs = {self.their_name(name): name for name in expected_shapes(config)}
+        # Old Llama files also hold the rotary frequencies, which follow from the config.
+        given = {name for name in state if not name.endswith(".rotary_emb.inv_freq")}
+        if config.tie_embeddings and "lm_head.weight" in given:
+            if not torch.equal(state["lm_head.weight"], state[self.their_name("embed_tokens.weight")]):
+                raise SproutError(
+                    "lm_head.weight differs from the embedding, but config.json says tie_word_embeddings=true; "
+                    "set it to false if the model has a head of its own"
+                )
+            given.discard("lm_head.weight")
+        named = {name: state[name] for name in sorted(given)}
+        check_tensors({t: expected_shapes(config)[o] for t, o in theirs.items()}, named)
+        return {ours: named[name] for name, ours in theirs.items()}
+
+    def state_to_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by our names -> the same tensors by Hugging Face's; a tied head is not stored twice."""
+        check_state(config, state)
+        return {self.their_name(name): state[name] for name in expected_shapes(config)}
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a ``Transformer`` of this config, without allocating one."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def check_state(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """SproutError unless ``state`` holds exactly the parameters of a ``Transformer`` of this config, by our names."""
+    check_tensors(expected_shapes(config), state)
+
+
+def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in state]
+    extra = [f"{name} {list(tensor.shape)}" for name, tensor in state.items() if name not in expected]
+    misshapen, unusable = [], []
+    for name, shape in expected.items():
+        if name not in state:
+            continue
+        tensor = state[name]
+        if tuple(tensor.shape) != shape:
+            misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            unusable.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}")
+    faults = {
+        "missing": missing,
+        "not part of this model": extra,
+        "of another shape": misshapen,
+        "not in a floating-point type that can be trained (quantised files are not read)": unusable,
+    }
+    lines = [
+        f"{len(names)} tensor{'s' if len(names) > 1 else ''} {kind}: "
+        + "; ".join(names[:LISTED])
+        + (f"; and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        for kind, names in faults.items()
+        if names
+    ]
+    if lines:
+        raise SproutError("The weights do not fit the model's config. " + ". ".join(lines))
+
+
+def rope_theta(config: Mapping[str, Any]) -> float:
+    """Base of the rotary frequencies, from either notation; any scaling of positions is refused."""
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    for field, parameters in (("rope_parameters", new), ("rope_scaling", old)):
+        if not isinstance(parameters, Mapping):
+            raise SproutError(f"config.json: {field} is {parameters!r}; expected an object or null")
+        kind = parameters.get("rope_type", parameters.get("type", "default"))
+        if kind != "default":
+            raise SproutError(f"config.json: {field} asks for {kind!r} scaling; only 'default' is supported")
+        if any(isinstance(value, Mapping) for value in parameters.values()):
+            raise SproutError(f"config.json: {field} differs by layer; one set for all layers is supported")
+    for where in (config, new):
+        if where.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
+            raise SproutError("config.json: partial_rotary_factor is not 1; rotary positions cover the whole head here")
+    values = [v for v in (config.get("rope_theta"), new.get("rope_theta"), old.get("rope_theta")) if v is not None]
+    if any(not isinstance(v, int | float) or v <= 0 for v in values):
+        raise SproutError(f"config.json: rope_theta is {values!r}; expected a number above 0")
+    if len(set(values)) > 1:
+        raise SproutError(f"config.json: rope_theta is given twice and differs: {values[0]} and {values[1]}")
+    return float(values[0]) if values else 10_000.0
+
+
+def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
+    """SproutError for an option that would make the model compute something else than ours does."""
+    model_type = config.get("model_type", family.model_type)
+    if model_type != family.model_type:
+        raise SproutError(
+            f"config.json: model_type is {model_type!r}, but {family.architecture} goes with {family.model_type!r}"
+        )
+    if config.get("quantization_config"):
+        raise SproutError("config.json: quantization_config: quantised weights cannot be read; use the original ones")
+    if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
+        raise SproutError("config.json: auto_map names code of the model's own, which is never run here")
+    for field, value in family.fixed.items():
+        if field == "use_sliding_window":
+            continue  # a window may be switched on and yet reach no layer: see below
+        given = config.get(field)
+        if given is not None and given != value:
+            raise SproutError(f"config.json: {field} is {given!r}; only {value!r} is supported")
+    kinds = config.get("layer_types") or []
+    other = sorted({str(kind) for kind in kinds if kind != "full_attention"})
+    if other:
+        raise SproutError(f"config.json: layer_types holds {', '.join(other)}; only full_attention is supported")
+    if not kinds and config.get("use_sliding_window") and config.get("sliding_window") is not None:
+        first, layers = config.get("max_window_layers", 0), config.get("num_hidden_layers", 0)
+        if first < layers:
+            raise SproutError(
+                f"config.json: sliding_window is in use from layer {first} on (use_sliding_window=true); "
+                "only full attention is supported"
+            )
