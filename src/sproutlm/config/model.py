@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from .strict import Fault, Strict, refuse
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Strict):
     """Shape of a ``Transformer``. Sizes count units (channels, heads, tokens), never bytes.
 
     ``family`` names the Hugging Face architecture the model is exported as; the shape itself is given by the other
     fields (Qwen3 = RMSNorm, GQA, QK-norm, RoPE, SwiGLU; Llama = the same without QK-norm).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     family: Literal["qwen3", "llama"] = Field("qwen3", description="Hugging Face architecture to export as.")
     vocab_size: int = Field(0, ge=0, description="Rows of the embedding; 0 = taken from the tokenizer.")
@@ -39,28 +41,60 @@ class ModelConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        dim, heads = values.get("dim", 256), values.get("n_heads", 4)
-        if not values.get("n_kv_heads"):
-            values["n_kv_heads"] = heads
-        if not values.get("head_dim") and isinstance(dim, int) and isinstance(heads, int) and heads > 0:
+        dim, heads = _whole(values.get("dim", 256)), _whole(values.get("n_heads", 4))
+        if not _whole(values.get("n_kv_heads", 0), otherwise=1):
+            values["n_kv_heads"] = values.get("n_heads", 4)
+        if not _whole(values.get("head_dim", 0), otherwise=1) and heads > 0 and dim % heads == 0:
             values["head_dim"] = dim // heads
-        if not values.get("ffn_dim") and isinstance(dim, int):
-            values["ffn_dim"] = -(-dim * 8 // 3 // 64) * 64
+        if not _whole(values.get("ffn_dim", 0), otherwise=1):
+            values["ffn_dim"] = max(-(-dim * 8 // 3 // 64) * 64, 0)
         if values.get("qk_norm") is None:
             values["qk_norm"] = values.get("family", "qwen3") == "qwen3"
         return values
 
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
+        faults = []
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}; "
-                f"choose n_kv_heads among the divisors of {self.n_heads}"
+            divisors = [str(n) for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
+            faults.append(
+                Fault(
+                    ("n_kv_heads", "n_heads"),
+                    f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}; choose one of "
+                    + ", ".join(divisors),
+                )
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; rotary positions need an even number of channels")
+        if self.head_dim == 0:
+            faults.append(
+                Fault(
+                    ("dim", "n_heads", "head_dim"),
+                    f"dim={self.dim} is not a multiple of n_heads={self.n_heads}; change one of them, or give head_dim",
+                )
+            )
+        elif self.head_dim % 2:
+            faults.append(
+                Fault(
+                    ("head_dim", "dim", "n_heads"),
+                    f"head_dim={self.head_dim} is odd, and rotary positions turn channels in pairs; make it even",
+                )
+            )
         if self.family == "qwen3" and not self.qk_norm:
-            raise ValueError("qk_norm=false has no place in a qwen3 checkpoint; set family: llama")
+            faults.append(
+                Fault(("qk_norm", "family"), "a qwen3 checkpoint always has QK-norm; drop qk_norm or set family: llama")
+            )
         if self.family == "llama" and self.qk_norm:
-            raise ValueError("qk_norm=true has no place in a llama checkpoint; set family: qwen3")
+            faults.append(
+                Fault(("qk_norm", "family"), "a llama checkpoint has no QK-norm; drop qk_norm or set family: qwen3")
+            )
+        refuse(faults)
         return self
+
+
+def _whole(value: Any, otherwise: int = 0) -> int:
+    """``value`` as a whole number where it is one, written as text or not; ``None`` is 0."""
+    if value is None:
+        return 0
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise

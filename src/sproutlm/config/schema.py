@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from .model import ModelConfig
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from .strict import Fault, Section, Strict, refuse
 
 
 class SourceConfig(Strict):
@@ -29,20 +26,35 @@ class SourceConfig(Strict):
 class HoldoutConfig(Strict):
     """Validation rows taken from the end of the training sources."""
 
-    rows: int = Field(gt=0, description="Rows held out, from the end of data.train; never trained, nor seen by the tokenizer.")
+    rows: int = Field(
+        gt=0, description="Rows held out, from the end of data.train; never trained, nor seen by the tokenizer."
+    )
+
+
+def _validation_kind(value: Any) -> str:
+    return "rows" if isinstance(value, dict | HoldoutConfig) else "sources"
+
+
+# The tag keeps the errors of one kind apart from those of the other.
+Validation = Annotated[
+    Annotated[HoldoutConfig, Tag("rows")] | Annotated[list[SourceConfig], Tag("sources")],
+    Discriminator(_validation_kind),
+]
 
 
 class DataConfig(Strict):
     train: list[SourceConfig] = Field(min_length=1, description="Training rows, one or more sources.")
-    validation: HoldoutConfig | list[SourceConfig] | None = Field(None, description="Held-out rows: {rows: N} or sources.")
+    validation: Validation | None = Field(None, description="Held-out rows: {rows: N} or sources.")
     seq_len: int = Field(256, gt=1, description="Tokens in one packed row.")
     packing: Literal["best_fit", "stream", "none"] = Field(
-        "best_fit", description="best_fit: rows begin at a document's start; stream: concatenate and cut; none: one document a row."
+        "best_fit",
+        description="best_fit: rows begin at a document's start; stream: concatenate and cut; none: one document a row.",
     )
     document_mask: bool = Field(True, description="Tokens attend within their own document only.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="What happens at a row that cannot be read.")
     on_long: Literal["auto", "error", "truncate", "split", "drop"] = Field(
-        "auto", description="What happens to a row longer than seq_len; auto: split for text, truncate for chat (its end token is kept)."
+        "auto",
+        description="What happens to a row longer than seq_len; auto: split for text, truncate for chat (its end token is kept).",
     )
     cache: str | None = Field(None, description="Folder for token shards; default: data/ in the run folder.")
     shard_tokens: int = Field(50_000_000, gt=0, description="Tokens per shard.")
@@ -50,7 +62,9 @@ class DataConfig(Strict):
 
 
 class TokenizerConfig(Strict):
-    path: str | None = Field(None, description="A tokenizer's folder, a run folder or a Hugging Face folder; unset: one is trained.")
+    path: str | None = Field(
+        None, description="A tokenizer's folder, a run folder or a Hugging Face folder; unset: one is trained."
+    )
     vocab_size: int = Field(6400, gt=0, description="Size when one is trained, special tokens included.")
     train_on: list[SourceConfig] = Field(default_factory=list, description="Rows to train it on; default: data.train.")
     max_bytes: int = Field(200_000_000, gt=0, description="Text bytes read for training it.")
@@ -65,7 +79,9 @@ class OptimizerConfig(Strict):
     scalar_lr: float = Field(0.005, gt=0, description="muon: AdamW rate of norms, biases and other vectors.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's running-average factors.")
     eps: float = Field(1e-10, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="On matrices only; muon applies it where update and weight agree in sign.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="On matrices only; muon applies it where update and weight agree in sign."
+    )
     momentum: float = Field(0.95, ge=0, lt=1, description="muon: momentum after its warm-up.")
     momentum_start: float = Field(0.85, ge=0, lt=1)
     momentum_warmup: float = Field(0.15, ge=0, le=1, description="muon: share of the run over which momentum rises.")
@@ -82,10 +98,14 @@ class TrainConfig(Strict):
     steps: int | None = Field(None, gt=0, description="Optimizer steps; give exactly one of steps, tokens, epochs.")
     tokens: int | None = Field(None, gt=0, description="Tokens to train on, rounded down to whole steps.")
     epochs: float | None = Field(None, gt=0, description="Passes over the packed rows.")
-    batch_tokens: int = Field(8192, gt=0, description="Tokens per optimizer step over all devices (a multiple of seq_len).")
+    batch_tokens: int = Field(
+        8192, gt=0, description="Tokens per optimizer step over all devices (a multiple of seq_len)."
+    )
     micro_batch: int = Field(0, ge=0, description="Rows per forward pass; 0 = the whole share of the step.")
     clip: float = Field(1.0, ge=0, description="Gradient-norm limit; 0 = none.")
-    compute: Literal["auto", "bf16", "float32"] = Field("auto", description="Type of the forward and backward pass; masters are float32.")
+    compute: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="Type of the forward and backward pass; masters are float32."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = Field(10, gt=0)
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0 = at the end only.")
@@ -112,7 +132,9 @@ class Recipe(Strict):
     data: DataConfig
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     model: ModelConfig | None = Field(None, description="Shape; taken from init_from where that is given.")
-    init_from: str | None = Field(None, description="Run folder, checkpoint or Hugging Face folder to start from; 'random' says so on purpose.")
+    init_from: str | None = Field(
+        None, description="Run folder, checkpoint or Hugging Face folder to start from; 'random' says so on purpose."
+    )
     objective: str = Field("next_token", description="next_token, or package.module:attribute for one of your own.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -121,74 +143,106 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        given = [k for k in ("steps", "tokens", "epochs") if getattr(self.train, k) is not None]
+        train, data = self.train, self.data
+        faults = []
+        given = [key for key in ("steps", "tokens", "epochs") if getattr(train, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"train: give exactly one of steps, tokens, epochs (given: {', '.join(given) or 'none'})")
-        if self.train.batch_tokens % self.data.seq_len:
-            raise ValueError(
-                f"train.batch_tokens={self.train.batch_tokens} is not a multiple of data.seq_len={self.data.seq_len}"
+            faults.append(
+                Fault(
+                    (f"train.{given[-1]}" if given else "train", "train.steps", "train.tokens", "train.epochs"),
+                    f"give exactly one of steps, tokens, epochs (given: {', '.join(given) or 'none'})",
+                )
+            )
+        if train.batch_tokens % data.seq_len:
+            nearest = max(round(train.batch_tokens / data.seq_len), 1) * data.seq_len
+            faults.append(
+                Fault(
+                    ("train.batch_tokens", "data.seq_len"),
+                    f"{train.batch_tokens} is not a multiple of data.seq_len={data.seq_len}; the nearest is {nearest}",
+                )
             )
         if self.model is None and self.init_from in (None, "random"):
-            raise ValueError("model: missing; give a shape, or init_from: a run or Hugging Face folder")
-        if self.stage == "sft" and self.init_from is None:
-            raise ValueError(
-                "stage sft needs init_from: the run or Hugging Face folder to start from (or 'random', on purpose)"
+            faults.append(
+                Fault(("model", "init_from"), "missing; give a shape, or init_from: a run or a Hugging Face folder")
             )
-        if self.model is not None and self.data.seq_len > self.model.max_seq_len:
-            raise ValueError(f"data.seq_len={self.data.seq_len} exceeds model.max_seq_len={self.model.max_seq_len}")
+        if self.stage == "sft" and self.init_from is None:
+            faults.append(
+                Fault(
+                    ("stage", "init_from"),
+                    "sft needs init_from: the run or Hugging Face folder to start from (or 'random', on purpose)",
+                )
+            )
+        if self.model is not None and data.seq_len > self.model.max_seq_len:
+            faults.append(
+                Fault(
+                    ("data.seq_len", "model.max_seq_len"),
+                    f"{data.seq_len} exceeds model.max_seq_len={self.model.max_seq_len}; lower one or raise the other",
+                )
+            )
+        refuse(faults)
         return self
 
 
 # --- several stages in order ------------------------------------------------------------------------------------------
 
 
-class SynthStage(Strict):
+# A stage's name is its folder below the run's, and the NAME of ``stage:NAME``.
+StageName = Annotated[
+    str, Field(min_length=1, pattern=r"^[\w.-]+$", description="Folder of the stage below the run's.")
+]
+
+
+class SynthStage(Section):
     """Write the embedded world's files to ``<run>/NAME``."""
 
     do: Literal["synth"]
-    name: str
+    name: StageName
     seed: int | None = None
     size: Literal["tiny", "small"] = "small"
 
 
-class TokenizerStage(Strict):
+class TokenizerStage(Section):
     """Train a tokenizer into ``<run>/NAME``."""
 
     do: Literal["tokenizer"]
-    name: str
+    name: StageName
     tokenizer: TokenizerConfig
 
 
-class TrainStage(Strict):
+class TrainStage(Section):
     """One training run in ``<run>/NAME``; the fields are a recipe's. ``stage:OTHER`` in a path names another stage's folder."""
 
     do: Literal["train"]
-    name: str
+    name: StageName
     recipe: dict[str, Any] = Field(description="A recipe's fields (validated as one).")
 
 
-class EvalStage(Strict):
+class EvalStage(Section):
     do: Literal["eval"]
-    name: str
+    name: StageName
     model: str = Field(description="stage:NAME, a run folder or a Hugging Face folder.")
     questions: str | None = Field(None, description="questions.jsonl; checked answers by kind.")
-    text: str | None = Field(None, description="Held-out text for bits-per-byte; default: the run's own validation rows.")
+    text: str | None = Field(
+        None, description="Held-out text for bits-per-byte; default: the run's own validation rows."
+    )
     max_questions: int | None = Field(None, gt=0, description="Questions per kind; default all.")
     kinds: list[str] | None = Field(None, description="Only these kinds of question.")
-    require: dict[str, float] = Field(default_factory=dict, description="overall, each_kind, stop_rate: least values; below = exit code 2.")
+    require: dict[Literal["overall", "each_kind", "stop_rate"], float] = Field(
+        default_factory=dict, description="overall, each_kind, stop_rate: least values; below = exit code 2."
+    )
 
 
-class ExportStage(Strict):
+class ExportStage(Section):
     do: Literal["export"]
-    name: str
+    name: StageName
     model: str
 
 
-class ChatStage(Strict):
+class ChatStage(Section):
     """A short scripted conversation, printed."""
 
     do: Literal["chat"]
-    name: str
+    name: StageName
     model: str
     says: list[str] = Field(min_length=1, description="What the person says, turn by turn; '/reset' starts over.")
 
@@ -202,15 +256,36 @@ class Pipeline(Strict):
     """Several stages in order, for ``sprout run``."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    run: str | None = None
-    seed: int = 1
+    run: str | None = Field(
+        None, description="Folder of the stages' folders; default runs/NAME below the current folder."
+    )
+    seed: int = Field(1, ge=0)
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Pipeline:
-        seen: set[str] = set()
-        for stage in self.stages:
-            if stage.name in seen:
-                raise ValueError(f"stages: the name {stage.name!r} is used twice")
-            seen.add(stage.name)
+    def _possible(self) -> Pipeline:
+        faults: list[Fault] = []
+        before: list[str] = []
+        for number, stage in enumerate(self.stages):
+            if stage.name in before:
+                faults.append(Fault((f"stages.{number}.name",), f"{stage.name!r} is used twice; rename one of them"))
+            for key, name in _references(stage.model_dump()):
+                if name not in before:
+                    earlier = f"the earlier ones are {', '.join(before)}" if before else "there is none before this one"
+                    faults.append(Fault((f"stages.{number}.{key}",), f"stage:{name} names no earlier stage; {earlier}"))
+            before.append(stage.name)
+        refuse(faults)
         return self
+
+
+def _references(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Every ``stage:NAME`` or ``stage:NAME/file`` inside a stage, as (dotted key, NAME). What is said in a chat is none."""
+    if isinstance(value, str):
+        return [(key, value.removeprefix("stage:").split("/")[0])] if value.startswith("stage:") else []
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [
+        found
+        for name, child in children
+        if name not in ("says", "prompts")
+        for found in _references(child, f"{key}.{name}" if key else str(name))
+    ]
