@@ -1,0 +1,254 @@
+"""From a recipe's sources to records: every row that goes in comes out as a record or is counted, with its reason.
+
+Reading is split in two. ``read_raw`` is cheap and stays in one process; ``parse_row`` and ``to_record`` are the dear part
+and can run in workers (``record_from`` does both, and the counting).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import SourceConfig
+from ..errors import DataError
+from .files import find_files
+from .formats import EmptyRow, Format, RowError, resolve_format
+from .readers import RawRow, read_file
+from .records import Chat, Labelled, Preference, Record, Text
+
+FIRST_ROWS = 20  # rows looked at to detect a format
+EXAMPLES = 5  # bad rows shown to the person
+SPLITS = ("auto", "none", "blank_line", "line")
+__all__ = ["Counts", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
+           "read_rows", "record_from", "to_record"]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A parsed row: ``value`` is a dict, list or str; ``line`` counts from 1."""
+
+    path: Path
+    line: int
+    value: Any
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass
+class Counts:
+    """What became of every row. Workers fill their own and the parent merges them, in order."""
+
+    rows_in: int = 0
+    records_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    examples: list[str] = field(default_factory=list)  # first bad rows, as file:line: sentence
+    ignored_files: int = 0  # in folders and globs, for their suffix
+
+    def drop(self, reason: str, example: str = "") -> None:
+        """Count a row that went in and will not come out."""
+        self.dropped[reason] += 1
+        if example and len(self.examples) < EXAMPLES:
+            self.examples.append(example)
+
+    def withdraw(self, reason: str, example: str = "") -> None:
+        """Count a record that had come out as dropped after all (by a later step, such as one too long)."""
+        self.records_out -= 1
+        self.drop(reason, example)
+
+    def merge(self, other: Counts) -> None:
+        """Add another's figures to these."""
+        self.rows_in += other.rows_in
+        self.records_out += other.records_out
+        self.dropped.update(other.dropped)
+        self.truncated += other.truncated
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+        self.ignored_files += other.ignored_files
+
+    def check(self) -> None:
+        """Assert that no row was lost: in = out + dropped."""
+        lost = self.rows_in - self.records_out - self.dropped.total()
+        assert lost == 0, f"{lost} of {self.rows_in} rows are neither records nor counted as dropped: {self}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rows_in": self.rows_in,
+            "records_out": self.records_out,
+            "dropped": dict(sorted(self.dropped.items())),
+            "truncated": self.truncated,
+            "examples": list(self.examples),
+            "ignored_files": self.ignored_files,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Counts:
+        return cls(**{**values, "dropped": Counter(values.get("dropped", {}))})
+
+    def lines(self) -> list[str]:
+        """What a person should be told, one sentence each."""
+        said = [f"{self.rows_in:,} rows read, {self.records_out:,} records"]
+        if self.dropped:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.dropped.most_common())
+            said.append(f"{self.dropped.total():,} rows dropped ({reasons})")
+        said += [f"  {example}" for example in self.examples]
+        if self.truncated:
+            said.append(f"{self.truncated:,} records truncated")
+        if self.ignored_files:
+            said.append(f"{self.ignored_files:,} files ignored: their suffix is not known")
+        return said
+
+
+# --- the cheap part: rows as they stand in the files ---------------------------------------------------------------
+
+
+def read_raw(source: SourceConfig, counts: Counts | None = None) -> Iterator[RawRow]:
+    """Unparsed rows of a source, file after file, up to ``max_rows``. A source without any row is a ``DataError``."""
+    split = source.columns.get("split", "auto")
+    if split not in SPLITS:
+        raise DataError(f"{source.path}: columns.split is {split!r}; choose among {', '.join(SPLITS)}")
+    found = find_files(source.path)
+    if counts is not None:
+        counts.ignored_files += found.ignored
+    named = frozenset(path.split(".")[0] for path in field_columns(source).values())
+    rows = itertools.chain.from_iterable(read_file(path, source.encoding, split, named) for path in found.paths)
+    empty = True
+    for row in itertools.islice(rows, source.max_rows):
+        empty = False
+        yield row
+    if empty:
+        what = (
+            "the file is empty or holds no row" if len(found.paths) == 1 else f"all {len(found.paths)} files are empty"
+        )
+        raise DataError(f"{source.path}: {what}; give a file with at least one row")
+
+
+def field_columns(source: SourceConfig) -> dict[str, str]:
+    """``columns`` without what is for the reader, not for the format."""
+    return {name: path for name, path in source.columns.items() if name != "split"}
+
+
+@dataclass
+class OpenSource:
+    """A source with its format decided. ``spec`` names the format so that a worker finds it again by ``resolve_format``."""
+
+    spec: str
+    format: Format
+    columns: dict[str, str]
+    rows: Iterator[RawRow]
+
+
+def open_source(source: SourceConfig, counts: Counts | None = None) -> OpenSource:
+    """Look at the first rows, decide the format, and give all rows, the first ones included."""
+    rows, columns = read_raw(source, counts), field_columns(source)
+    first = list(itertools.islice(rows, FIRST_ROWS))
+    try:
+        chosen = resolve_format(source.format, [row.value for row in _readable(first)], columns)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from None
+    spec = source.format if ":" in source.format else chosen.name
+    return OpenSource(spec, chosen, columns, itertools.chain(first, rows))
+
+
+def _readable(rows: Sequence[RawRow]) -> list[Row]:
+    parsed = []
+    for raw in rows:
+        try:
+            parsed.append(parse_row(raw))
+        except RowError:
+            continue  # reported when its turn comes
+    return parsed
+
+
+# --- the dear part: values, then records -----------------------------------------------------------------------------
+
+
+def parse_row(raw: RawRow) -> Row:
+    """Parse a raw row. Raises ``RowError`` with a sentence that does not yet name file and line."""
+    if raw.fault is not None:
+        raise RowError(raw.fault, reason="not decodable" if raw.fault.startswith("byte ") else "broken table row")
+    if not raw.is_json:
+        return Row(raw.path, raw.line, raw.payload)
+    try:
+        return Row(raw.path, raw.line, json.loads(raw.payload.lstrip("\ufeff")))
+    except json.JSONDecodeError as error:
+        hint = "; a .jsonl file has one JSON value per line: is this an array? then name it .json"
+        sentence = f"not JSON ({error.msg} at character {error.pos + 1})"
+        raise RowError(sentence + (hint if raw.payload in ("[", "{", "[{") else ""), reason="not JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"not JSON that can be read ({error})", reason="not JSON") from None
+
+
+def to_record(row: Row, format: Format, columns: dict[str, str]) -> Record:
+    """Make a record of a row. Raises ``RowError`` (``EmptyRow`` when there is nothing in it to learn)."""
+    try:
+        record = format.parse(row.value, columns)
+    except RowError:
+        raise
+    except Exception as error:  # a person's own format may raise anything; it is still one bad row
+        said = f"the format {format.name!r} failed at this row ({type(error).__name__}: {error})"
+        raise RowError(said, reason=f"{format.name} failed") from error
+    if not isinstance(record, Text | Chat | Preference | Labelled):
+        said = f"the format {format.name!r} gave a {type(record).__name__}, not a Text, Chat, Preference or Labelled record"
+        raise RowError(said, reason=f"{format.name} failed")
+    return record
+
+
+def record_from(raw: RawRow, format: Format, columns: dict[str, str], on_bad_row: str, counts: Counts) -> Record | None:
+    """Parse and normalise one raw row, and count it; None when it was dropped. ``on_bad_row: error`` raises ``DataError``."""
+    counts.rows_in += 1
+    try:
+        record = to_record(parse_row(raw), format, columns)
+    except RowError as error:
+        _drop_or_raise(raw, error, on_bad_row, counts)
+        return None
+    counts.records_out += 1
+    return record
+
+
+def _drop_or_raise(raw: RawRow, error: RowError, on_bad_row: str, counts: Counts) -> None:
+    where = f"{raw.path}:{raw.line}"
+    if isinstance(error, EmptyRow):
+        counts.drop(error.reason)
+    elif on_bad_row == "skip":
+        counts.drop(error.reason, f"{where}: {error}; the row was skipped")
+    else:
+        raise DataError(f"{where}: {error}. Reading stopped here: mend the row, or set on_bad_row: skip") from error
+
+
+def read_rows(source: SourceConfig, on_bad_row: str, counts: Counts) -> Iterator[Row]:
+    """Parsed rows of a source. Each counts as gone in; a bad one as dropped; what becomes of the others is the caller's."""
+    for raw in read_raw(source, counts):
+        counts.rows_in += 1
+        try:
+            row = parse_row(raw)
+        except RowError as error:
+            _drop_or_raise(raw, error, on_bad_row, counts)
+            continue
+        yield row
+
+
+def read_records(sources: Sequence[SourceConfig], on_bad_row: str, counts: Counts) -> Iterator[Record]:
+    """Records of several sources in order, each row accounted for in ``counts``. A source that gives none is a ``DataError``."""
+    for source in sources:
+        opened = open_source(source, counts)
+        before = Counts.from_dict(counts.as_dict())
+        for raw in opened.rows:
+            record = record_from(raw, opened.format, opened.columns, on_bad_row, counts)
+            if record is not None:
+                yield record
+        if counts.records_out == before.records_out:
+            raise no_records(source, counts.dropped - before.dropped, counts.examples[len(before.examples) :])
+
+
+def no_records(source: SourceConfig, dropped: Counter[str], examples: Sequence[str] = ()) -> DataError:
+    """The error for a source none of whose rows could be used."""
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common(5))
+    first = f"; first: {examples[0]}" if examples else ""
+    return DataError(f"{source.path}: none of its {dropped.total():,} rows can be used ({reasons}){first}")
