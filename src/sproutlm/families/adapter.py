@@ -113,7 +113,8 @@ class Family:
 
     def state_from_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by Hugging Face's names -> the same by ours. A tied head stored twice is accepted if equal."""
-        theirs = {self.their_name(name): name for name in expected_shapes(config)}
+        shapes = expected_shapes(config)
+        theirs = {self.their_name(name): name for name in shapes}
         # Old Llama files also hold the rotary frequencies, which follow from the config.
         given = {name for name in state if not name.endswith(".rotary_emb.inv_freq")}
         if config.tie_embeddings and "lm_head.weight" in given:
@@ -124,7 +125,7 @@ class Family:
                 )
             given.discard("lm_head.weight")
         named = {name: state[name] for name in sorted(given)}
-        check_tensors({t: expected_shapes(config)[o] for t, o in theirs.items()}, named)
+        check_tensors({name: shapes[ours] for name, ours in theirs.items()}, named)
         return {ours: named[name] for name, ours in theirs.items()}
 
     def state_to_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

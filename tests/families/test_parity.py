@@ -1,0 +1,118 @@
+"""Logits equal those of transformers 5.23, both directions, on tiny random models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from sproutlm.config.model import ModelConfig
+from sproutlm.export import load, save
+from sproutlm.model import Transformer
+
+VOCAB = 71
+# Ours on the left of each case, what transformers calls the same on the right, written out by hand on purpose.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen3-gqa-tied": (
+        {"family": "qwen3", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope_theta": 10_000.0, "norm_eps": 1e-6},
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rope_theta": 10_000.0},
+    ),
+    "qwen3-mqa-untied-wide-heads": (
+        {"family": "qwen3", "n_heads": 4, "n_kv_heads": 1, "head_dim": 20, "rope_theta": 1e6, "norm_eps": 1e-4}
+        | {"tie_embeddings": False},
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 20, "rope_theta": 1e6, "rms_norm_eps": 1e-4}
+        | {"tie_word_embeddings": False},
+    ),
+    "qwen3-mha-biases-odd-width": (
+        {"family": "qwen3", "n_heads": 3, "n_kv_heads": 3, "head_dim": 6, "rope_theta": 50.0, "attention_bias": True},
+        {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 6, "rope_theta": 50.0, "attention_bias": True},
+    ),
+    "llama-gqa-tied": (
+        {"family": "llama", "n_heads": 4, "n_kv_heads": 2, "rope_theta": 500_000.0, "norm_eps": 1e-5},
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5},
+    ),
+    "llama-mha-untied-narrow-heads": (
+        {"family": "llama", "n_heads": 4, "head_dim": 4, "norm_eps": 1e-3, "tie_embeddings": False},
+        {"num_attention_heads": 4, "head_dim": 4, "rms_norm_eps": 1e-3, "tie_word_embeddings": False},
+    ),
+    "llama-mqa-biases": (
+        {"family": "llama", "n_heads": 8, "n_kv_heads": 1, "rope_theta": 100.0, "attention_bias": True},
+        {"num_attention_heads": 8, "num_key_value_heads": 1, "rope_theta": 100.0, "attention_bias": True},
+    ),
+}
+CLASSES = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+
+
+def our_config(case: str) -> ModelConfig:
+    return ModelConfig(vocab_size=VOCAB, dim=32, n_layers=2, ffn_dim=44, max_seq_len=64, **CASES[case][0])
+
+
+def their_config(case: str) -> Any:
+    ours, theirs = CASES[case]
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 44}
+    fields = {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "max_position_embeddings": 64, **sizes, **theirs}
+    return CLASSES[ours["family"]][0](**fields)
+
+
+def randomise(module: torch.nn.Module) -> None:
+    """Every parameter random and none zero or one; small embeddings, so that the norms' epsilon shows."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            elif "embed_tokens" in name:
+                parameter.normal_(0, 0.1, generator=generator)
+            else:
+                parameter.normal_(0, 0.2, generator=generator)
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, VOCAB, (2, 19), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_hugging_face_model_read_here_gives_the_same_logits(case: str, tmp_path: Path) -> None:
+    theirs = CLASSES[CASES[case][0]["family"]][1](their_config(case)).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours, tokenizer = load(tmp_path)
+    assert tokenizer is None and not ours.training
+    assert ours.config == our_config(case)
+    expected = theirs(tokens()).logits
+    torch.testing.assert_close(ours(tokens()), expected, rtol=1.3e-6, atol=1e-5)
+    assert expected.std() > 0.05
+
+    low = ours.to(torch.bfloat16)(tokens()).float() - theirs.to(torch.bfloat16)(tokens()).logits.float()
+    assert low.pow(2).mean().sqrt() < 0.02 * expected.std()  # bf16 keeps 8 bits; the two round in other places
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_model_written_here_gives_the_same_logits_in_transformers(case: str, tmp_path: Path) -> None:
+    """pitfall 43: AutoModelForCausalLM, no remote code, and no key missing, unexpected or of another shape."""
+    ours = Transformer(our_config(case)).eval()
+    randomise(ours)
+    save(ours, None, tmp_path / "out")
+    theirs, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=False, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert type(theirs) is CLASSES[CASES[case][0]["family"]][1]
+    assert theirs.dtype == torch.float32
+    torch.testing.assert_close(theirs.eval()(tokens()).logits, ours(tokens()), rtol=1.3e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["qwen3-gqa-tied", "llama-mqa-biases"])
+def test_sizes_that_change_the_result_are_seen_by_the_comparison(case: str, tmp_path: Path) -> None:
+    """The parity tests can fail: another theta or epsilon in config.json moves the logits beyond their tolerance."""
+    ours = Transformer(our_config(case)).eval()
+    randomise(ours)
+    for change in ({"rope_theta": 77.0}, {"norm_eps": 2e-4}):
+        other = Transformer(our_config(case).model_copy(update=change)).eval()
+        other.load_state_dict(ours.state_dict())
+        assert (other(tokens()) - ours(tokens())).abs().max() > 1e-4, change
