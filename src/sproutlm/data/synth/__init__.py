@@ -52,7 +52,9 @@ text (held). The questions ask about the second half, so a right answer shows th
 class _Language:
     """Everything of one language, each part from its own random stream so that tuning one leaves the others alone."""
 
-    def __init__(self, world: World, held: list[arithmetic.Problem], all_held: set[tuple[str, int, int]], size: Size, seed: int) -> None:
+    def __init__(
+        self, world: World, held: list[arithmetic.Problem], all_held: set[tuple[str, int, int]], size: Size, seed: int
+    ) -> None:
         self.world, self.size, self.seed, self.held, self.all_held = world, size, seed, held, all_held
         self.language = world.lexicon.language
         self.writer = FactWriter(world, self.rng("facts"))
@@ -65,7 +67,9 @@ class _Language:
     def pretraining(self, seen: set[str]) -> list[str]:
         documents = fact_documents(self.writer, self.size, seen)
         sums, tasks, stories = self.rng("sums"), self.rng("tasks"), self.rng("stories")
-        documents += _distinct(lambda: arithmetic.document(self.language, sums, self.all_held), self.size.arithmetic_documents, seen)
+        documents += _distinct(
+            lambda: arithmetic.document(self.language, sums, self.all_held), self.size.arithmetic_documents, seen
+        )
         documents += _distinct(lambda: self.instructions.document(tasks), self.size.instruction_documents, seen)
         documents += _distinct(lambda: small_story(self.language, stories), self.size.small_stories, seen)
         return documents
@@ -118,7 +122,9 @@ def _world_json(languages: list[_Language], size_name: str, seed: int) -> str:
     return json.dumps(world, ensure_ascii=False, indent=1) + "\n"
 
 
-def _summary(counts: dict[str, int], sizes: dict[str, int], languages: list[_Language], questions: list[Question]) -> dict[str, Any]:
+def _summary(
+    counts: dict[str, int], sizes: dict[str, int], languages: list[_Language], questions: list[Question]
+) -> dict[str, Any]:
     exposures = [n for language in languages for n in language.writer.exposures.values()]
     kinds = sorted({q["kind"] for q in questions})
     return {
@@ -128,11 +134,15 @@ def _summary(counts: dict[str, int], sizes: dict[str, int], languages: list[_Lan
         "held_facts": sum(len(language.world.all_facts("held")) for language in languages),
         "exposures_per_fact": {"min": min(exposures), "median": statistics.median(exposures)},
         "questions": {kind: sum(q["kind"] == kind for q in questions) for kind in kinds},
-        "commonest_answer_share": {kind: commonest_share([q for q in questions if q["kind"] == kind]) for kind in kinds},
+        "commonest_answer_share": {
+            kind: commonest_share([q for q in questions if q["kind"] == kind]) for kind in kinds
+        },
     }
 
 
-def _contents(size: Size, size_name: str, seed: int) -> tuple[dict[str, str], dict[str, int], list[_Language], list[Question]]:
+def _contents(
+    size: Size, size_name: str, seed: int
+) -> tuple[dict[str, str], dict[str, int], list[_Language], list[Question]]:
     """The text of every file, and the number of rows of each."""
     languages = _languages(size, seed)
     seen: set[str] = set()
@@ -156,7 +166,12 @@ def _contents(size: Size, size_name: str, seed: int) -> tuple[dict[str, str], di
     files["labels.tsv"] = "label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in labels)
     files["world.json"] = _world_json(languages, size_name, seed)
     files["README.md"] = README.format(seed=seed, size=size_name)
-    return files, {name: len(values) for name, values in rows.items()} | {"labels.tsv": len(labels)}, languages, questions
+    return (
+        files,
+        {name: len(values) for name, values in rows.items()} | {"labels.tsv": len(labels)},
+        languages,
+        questions,
+    )
 
 
 def synthesize(out: Path, seed: int = 1, size: str = "small") -> dict[str, Any]:
@@ -169,7 +184,9 @@ def synthesize(out: Path, seed: int = 1, size: str = "small") -> dict[str, Any]:
         raise DataError(f"Unknown size '{size}' of the embedded world: it must be one of {', '.join(SIZES)}.")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(entry.name not in FILES for entry in out.iterdir())):
-        raise DataError(f"{out} holds other files and would be replaced by the embedded world; name a new or empty folder instead.")
+        raise DataError(
+            f"{out} holds other files and would be replaced by the embedded world; name a new or empty folder instead."
+        )
     files, counts, languages, questions = _contents(SIZES[size], size, seed)
     partial = out.parent / f".{out.name}.partial"
     try:
@@ -181,5 +198,7 @@ def synthesize(out: Path, seed: int = 1, size: str = "small") -> dict[str, Any]:
             shutil.rmtree(out)
         partial.rename(out)
     except OSError as error:
-        raise DataError(f"The embedded world could not be written to {out}: {error.strerror}. Choose a folder with room that may be written.") from error
+        raise DataError(
+            f"The embedded world could not be written to {out}: {error.strerror}. Choose a folder with room that may be written."
+        ) from error
     return _summary(counts, {name: len(text.encode()) for name, text in files.items()}, languages, questions)

@@ -84,13 +84,24 @@ class Speaker:
 
     def follow_up(self, fact: Fact) -> Turn:
         """The same attribute of another taught entity, asked by its name alone."""
-        others = [f for f in self.world.all_facts("taught") if f.attribute.name == fact.attribute.name and f.entity != fact.entity]
+        others = [
+            f
+            for f in self.world.all_facts("taught")
+            if f.attribute.name == fact.attribute.name and f.entity != fact.entity
+        ]
         other = self.rng.choice(others)
         return say(self.rng.choice(FOLLOW_UP[self.language]), self.world, other), self.full_answer(other)
 
     def sum_turn(self) -> Turn:
         problem = arithmetic.draw_training(self.rng, self.held_problems)
         return arithmetic.ask(self.language, problem, self.rng), arithmetic.working(self.language, problem)
+
+    def wrong_sum(self, problem: arithmetic.Problem) -> str:
+        """The working with one number misread by one or by ten."""
+        misread = [arithmetic.Problem(problem.operation, problem.a, problem.b + slip) for slip in (-10, -1, 1, 10)]
+        allowed = [p for p in misread if 0 < p.b < 100 and p.answer >= 0 and p.key not in self.held_problems]
+        other = self.rng.choice(allowed) if allowed else arithmetic.draw_training(self.rng, self.held_problems)
+        return arithmetic.working(self.language, other)
 
     def instruction_turn(self) -> Turn:
         instruction = self.instructions.draw_training(self.rng)
@@ -112,7 +123,9 @@ def conversations(speaker: Speaker, size: Size) -> list[Messages]:
     """All fine-tuning conversations of one language, in random order, none twice."""
     rng = speaker.rng
     facts = speaker.world.all_facts("taught")
-    turns: list[tuple[Fact | None, Turn]] = [(f, speaker.fact_turn(f)) for f in facts for _ in range(size.fact_questions_per_fact)]
+    turns: list[tuple[Fact | None, Turn]] = [
+        (f, speaker.fact_turn(f)) for f in facts for _ in range(size.fact_questions_per_fact)
+    ]
     turns += [(None, speaker.sum_turn()) for _ in range(size.arithmetic_chats)]
     turns += [(None, speaker.instruction_turn()) for _ in range(size.instruction_chats)]
     turns += [(None, speaker.small_talk_turn()) for _ in range(size.small_talk)]
@@ -152,8 +165,12 @@ def preferences(speaker: Speaker, other: Speaker, count: int) -> list[dict[str, 
         elif fault == "language":
             rejected = other.fact_turn(rng.choice(other.world.all_facts("taught")))[1]
         else:
-            question, chosen = speaker.sum_turn()
-            rejected = speaker.sum_turn()[1]
+            problem = arithmetic.draw_training(rng, speaker.held_problems)
+            question, chosen = (
+                arithmetic.ask(speaker.language, problem, rng),
+                arithmetic.working(speaker.language, problem),
+            )
+            rejected = speaker.wrong_sum(problem)
         if chosen == rejected:
             continue
         pair = {

@@ -126,7 +126,12 @@ class InstructionMaker:
 
     def _tells_held(self, words: tuple[str, ...]) -> bool:
         """Whether a held-out list stands inside this one, forwards or backwards."""
-        windows = (order[i:j] for order in (words, words[::-1]) for i in range(len(words)) for j in range(i + 3, len(words) + 1))
+        windows = (
+            order[i:j]
+            for order in (words, words[::-1])
+            for i in range(len(words))
+            for j in range(i + 3, len(words) + 1)
+        )
         return any(window in self.held_lists for window in windows)
 
     def draw_training(self, rng: random.Random) -> Instruction:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from sproutlm.data.synth.lexicon import Attribute, Lexicon
 
+# Word lists read better many to a line than one to a line.
+# fmt: off
+
 HOME = Attribute(
     "home", "Town", (),
     (
@@ -48,7 +51,7 @@ JOB = Attribute(
         "{n} learned to be a {v} long ago",
         "when people need a {v}, they call {n}",
         "a good {v} is hard to find, but {n} is one",
-        "everyone says that {n} is a fine {v}",
+        "people call {n} a fine {v}",
         "{n} became a {v} at the age of twenty",
         "as a {v}, {n} gets up early",
         "the sign on the door says that {n} is a {v}",
@@ -136,7 +139,7 @@ COLOUR = Attribute(
         "What is the favourite colour of {n}?", "Can you tell me {n}'s favourite colour?", "Tell me which colour {n} likes best.",
         "Which colour does {n} love most?",
     ),
-    ("{n}'s favourite colour is {v}.", "{n} likes {v} best."),
+    ("{n}'s favourite colour is {v}.", "Of all colours, {n} likes {v} best."),
 )
 HOBBY = Attribute(
     "hobby", "Hobby",
@@ -252,9 +255,9 @@ MATERIAL = Attribute(
         "{v} is what {n} is made of",
         "touch {n} and you will feel the {v}",
         "it took a week to shape {n} from {v}",
-        "{n} shines softly, for it is made of {v}",
+        "{n} looks unusual, for it is made of {v}",
         "a piece of {v} was turned into {n}",
-        "the {v} of {n} has no crack",
+        "the {v} of {n} is still as good as new",
         "{n} is old, and its {v} has grown dark",
     ),
     (
@@ -301,7 +304,7 @@ OWNER = Attribute(
         "{n} has always belonged to {v}",
         "if you want to borrow {n}, ask {v}",
         "{v} is proud to own {n}",
-        "everyone knows that {n} belongs to {v}",
+        "nobody doubts that {n} belongs to {v}",
         "the name on {n} is that of its owner, {v}",
     ),
     (

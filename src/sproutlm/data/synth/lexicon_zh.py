@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from sproutlm.data.synth.lexicon import Attribute, Lexicon
 
+# Word lists read better many to a line than one to a line.
+# fmt: off
+
 HOME = Attribute(
     "home", "住处", (),
     (
@@ -215,8 +218,8 @@ MATERIAL = Attribute(
         "{v}是做{n}的材料",
         "摸一摸{n}，就知道它是{v}的",
         "用{v}做{n}，花了整整一个星期",
-        "{n}闪着微光，因为它是{v}做的",
-        "{n}用的{v}没有一点裂纹",
+        "{n}看上去很特别，因为它是{v}做的",
+        "{n}用的{v}没有一点瑕疵",
         "{n}很旧了，上面的{v}已经发暗",
     ),
     ("{n}是用什么做的？", "{n}的材料是什么？", "{n}是什么做成的？", "请问{n}是用什么材料做的？", "你知道{n}是用什么做的吗？", "请告诉我{n}的材料。"),
@@ -249,7 +252,7 @@ OWNER = Attribute(
         "{n}的主人是{v}",
         "{n}属于{v}",
         "{v}是{n}的主人",
-        "{v}有{n}",
+        "{v}家有{n}，已经很多年了",
         "{n}是别人送给{v}的礼物",
         "{v}很多年前买下了{n}",
         "{v}怎么也不肯卖掉{n}",

@@ -14,7 +14,9 @@ from sproutlm.data.synth.world import World
 Question = dict[str, Any]
 
 
-def _question(kind: str, language: str, number: int, asked: str, answer: str, check: str, options: list[str]) -> Question:
+def _question(
+    kind: str, language: str, number: int, asked: str, answer: str, check: str, options: list[str]
+) -> Question:
     return {
         "id": f"{kind}-{language}-{number:04d}",
         "kind": kind,

@@ -57,10 +57,14 @@ def small_story(language: str, rng: random.Random) -> str:
 def reviews(language: str, count: int, rng: random.Random) -> list[tuple[str, str]]:
     """``count`` different reviews with their sentiment, both labels equally often."""
     words = REVIEWS[language]
-    joints = ("，", "。") if language == "zh" else (". ", ". ")
+    joints, space = (("，", "。"), "") if language == "zh" else ((". ", "; "), " ")
     found: dict[str, str] = {}
     while len(found) < count:
         label = ("positive", "negative")[len(found) % 2]
-        subject, verdict, more = rng.choice(words["subject"]), rng.choice(words[label]), rng.choice(words[f"more_{label}"])
-        found.setdefault(subject + verdict + rng.choice(joints) + more, label)
+        subject, verdict, more = (
+            rng.choice(words["subject"]),
+            rng.choice(words[label]),
+            rng.choice(words[f"more_{label}"]),
+        )
+        found.setdefault(subject + space + verdict + rng.choice(joints) + more, label)
     return [(label, text) for text, label in found.items()]

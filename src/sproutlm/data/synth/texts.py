@@ -7,7 +7,9 @@ from collections import Counter
 
 from sproutlm.data.synth.world import Entity, Fact, Size, World
 
-PRONOUN_SHARE = 0.1  # of the sentences after the first that begin with the name; a name in most sentences is what makes facts stick
+PRONOUN_SHARE = (
+    0.1  # of the sentences after the first that begin with the name; a name in most sentences is what makes facts stick
+)
 OPENER_SHARE = 0.25
 
 
@@ -65,7 +67,9 @@ class FactWriter:
         for fact in self.facts(entity):
             self.told.append((entity.name, fact.attribute.name))
             items.append((fact.attribute.label, fact.value))
-        return self.lexicon.card_join.join(self.lexicon.card_item.format(label=label, value=value) for label, value in items)
+        return self.lexicon.card_join.join(
+            self.lexicon.card_item.format(label=label, value=value) for label, value in items
+        )
 
     def comparison(self, one: Entity, two: Entity) -> str:
         """The same two or three attributes of two entities, side by side."""
@@ -80,7 +84,9 @@ class FactWriter:
 
     def story(self, one: Entity, two: Entity) -> str:
         """A scene in which two people meet and something of each is told."""
-        told = [self.sentence(fact) for fact in self.facts(one, 3)] + [self.sentence(fact) for fact in self.facts(two, 2)]
+        told = [self.sentence(fact) for fact in self.facts(one, 3)] + [
+            self.sentence(fact) for fact in self.facts(two, 2)
+        ]
         if self.rng.random() < 0.5:
             self.rng.shuffle(told)
         meeting = self.rng.choice(self.lexicon.meetings).format(a=one.shown, b=two.shown)

@@ -19,15 +19,15 @@ class Size:
     people: int = 48  # at most 48: 24 women and 24 men
     places: int = 16
     things: int = 16
-    rounds: int = 120  # each entity is the subject of one document per round
+    rounds: int = 130  # each entity is the subject of one document per round
     qa_share: float = 0.08  # share of the fact documents that ask and answer, all of them about taught entities
-    arithmetic_documents: int = 1600  # three worked sums each
-    instruction_documents: int = 1500
-    small_stories: int = 1000
+    arithmetic_documents: int = 2100  # three worked sums each
+    instruction_documents: int = 1600
+    small_stories: int = 1500
     valid_documents: int = 300  # both languages, spread over the kinds
-    fact_questions_per_fact: int = 5  # fine-tuning turns for each taught fact
-    arithmetic_chats: int = 950
-    instruction_chats: int = 700
+    fact_questions_per_fact: int = 6  # fine-tuning turns for each taught fact
+    arithmetic_chats: int = 1200
+    instruction_chats: int = 800
     small_talk: int = 160
     multi_turn_share: float = 0.15
     sft_valid: int = 200  # both languages
@@ -41,7 +41,7 @@ class Size:
 SIZES = {
     "small": Size(),
     "tiny": Size(
-        rounds=6, arithmetic_documents=80, instruction_documents=75, small_stories=50, valid_documents=30, fact_questions_per_fact=1,
+        rounds=7, arithmetic_documents=105, instruction_documents=80, small_stories=75, valid_documents=30, fact_questions_per_fact=1,
         arithmetic_chats=70, instruction_chats=60, small_talk=20, sft_valid=24, preferences=30, labels=60, fact_questions=20,
         arithmetic_questions=14, instruction_questions=18,
     ),
