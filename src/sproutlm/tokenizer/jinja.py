@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -23,7 +23,7 @@ class _Generation(Extension):
     The block's text is put between two marks, which ``template.py`` takes out again and turns into spans.
     """
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
     marks: tuple[str, str] = ("", "")
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:

@@ -214,7 +214,7 @@ class _Marks:
         return self.characters[0], self.characters[1]
 
     def mark(self, messages: list[dict[str, Any]], control_names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """A copy of the messages with everything that a person wrote between marks; roles stay as they are."""
+        """A copy of the messages with every control token's name shielded and each content between its own marks."""
         opening, closing = self.characters[2], self.characters[3]
         names = _names_pattern(control_names)
 
@@ -222,14 +222,14 @@ class _Marks:
             if isinstance(value, str):
                 return names.sub(lambda match: f"{opening}{match.group()}{closing}", value)
             if isinstance(value, Mapping):
-                return {key: shield(item) for key, item in value.items()}
+                return {shield(key): shield(item) for key, item in value.items()}
             if isinstance(value, list | tuple):
                 return [shield(item) for item in value]
             return value
 
         marked = []
         for index, message in enumerate(messages):
-            copy = {key: value if key == "role" else shield(value) for key, value in message.items()}
+            copy = {key: shield(value) for key, value in message.items()}
             copy["content"] = self._framed(copy["content"], index)
             marked.append(copy)
         return marked
@@ -299,7 +299,7 @@ def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
     length = 0  # characters of clean text so far
     position = 0
     generation: list[int] = []
-    shielded = False
+    shielded_at = -1  # where in the raw text a shield was opened: it covers the name that begins right there
     digits: str | None = None  # of the content mark being read
     content: tuple[int, int] | None = None  # (start, index of the message)
     for match in _marked_pattern(control_names, marks.characters).finditer(raw):
@@ -310,7 +310,7 @@ def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
         mark = kind.get(found)
         if mark is None:  # a control token's name
             pieces.append(found)
-            if not shielded and content is None:
+            if match.start() != shielded_at:
                 reading.controls.append((length, length + len(found), found))
             length += len(found)
         elif mark == 0:
@@ -318,8 +318,8 @@ def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
         elif mark == 1:
             if generation:
                 reading.generations.append((generation.pop(), length))
-        elif mark in (2, 3):
-            shielded = mark == 2
+        elif mark == 2:
+            shielded_at = match.end()
         elif mark == 4:
             if digits is None:
                 digits = ""
@@ -329,7 +329,7 @@ def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
             if content is not None:
                 reading.contents.append((content[0], length, content[1]))
             content = None
-        elif digits is not None:
+        elif digits is not None and mark > 5:
             digits += str(mark - 6)
     pieces.append(raw[position:])
     reading.text = "".join(pieces)
@@ -355,7 +355,7 @@ def _trained_spans(reading: _Reading, roles: list[str], overrides: list[bool | N
 
 def _merged(spans: list[Span]) -> list[Span]:
     merged: list[Span] = []
-    for start, end in sorted(spans):
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
@@ -369,7 +369,8 @@ def _plain(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[list[dict[s
     overrides: list[bool | None] = []
     for index, message in enumerate(messages):
         fields = {**message.as_dict(), "train": message.train} if isinstance(message, Message) else dict(message)
-        overrides.append(fields.pop("train", None))
+        train = fields.pop("train", None)
+        overrides.append(None if train is None else bool(train))
         for key in ("role", "content"):
             if not isinstance(fields.get(key), str):
                 raise SproutError(

@@ -298,7 +298,9 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise SproutError(f"{where}:{error.lineno}: not JSON ({error.msg}); the file is damaged, copy it again") from None
+        raise SproutError(
+            f"{where}:{error.lineno}: not JSON ({error.msg}); the file is damaged, copy it again"
+        ) from None
     if not isinstance(value, dict):
         raise SproutError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
