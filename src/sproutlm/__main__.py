@@ -1,0 +1,5 @@
+"""``python -m sproutlm`` is ``sprout``."""
+
+from .cli import main
+
+raise SystemExit(main())
