@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..config.schema import HoldoutConfig, Recipe, SourceConfig
+from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
+from ..data.records import Record
 from ..data.shards import TokenDataset, prepare as prepare_shards
 from ..data.sources import Counts, read_records
 from ..errors import DataError
@@ -80,13 +81,27 @@ def prepare_tokenizer(recipe: Recipe, sources: list[SourceConfig], run: Path, sa
     own = bool(config.train_on)
     used = resolve_synthetic(config.train_on, run, say) if own else sources
     say(f"training a tokenizer of {config.vocab_size} ids on {', '.join(s.path for s in used)}")
-    records: Iterable = read_records(used, recipe.data.on_bad_row, Counts())
+    records: Iterable[Record] = read_records(used, recipe.data.on_bad_row, Counts())
     if not own and isinstance(recipe.data.validation, HoldoutConfig):
         records = drop_last(records, recipe.data.validation.rows)  # held-out rows stay unseen by the tokenizer too
-    texts = itertools.chain.from_iterable(texts_of(record) for record in records)
-    tokenizer = train_tokenizer(texts, config.vocab_size, max_bytes=config.max_bytes)
+    tokenizer = _train(records, config)
     tokenizer.save(folder)
     return tokenizer
+
+
+def _train(records: Iterable[Record], config: TokenizerConfig) -> Tokenizer:
+    texts = itertools.chain.from_iterable(texts_of(record) for record in records)
+    return train_tokenizer(texts, config.vocab_size, max_bytes=config.max_bytes)
+
+
+def train_tokenizer_on(config: TokenizerConfig, out: Path, say: Say) -> dict[str, Any]:
+    """A tokenizer of its own, from the rows of ``config.train_on``, into ``out``."""
+    if not config.train_on:
+        raise DataError("tokenizer.train_on is empty: name the rows to train the tokenizer on")
+    tokenizer = _train(read_records(config.train_on, "error", Counts()), config)
+    tokenizer.save(out)
+    say(f"  {tokenizer.vocab_size} ids")
+    return {"vocab_size": tokenizer.vocab_size}
 
 
 def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:

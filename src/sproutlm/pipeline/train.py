@@ -307,7 +307,7 @@ def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, resu
     if recipe.init_from not in (None, "random"):
         share = changed_share(final, Path(recipe.init_from))
         say(f"{share:.1%} of the weights changed (as bf16)")
-    plot_losses(run / "metrics.jsonl", run / "loss.png", recipe.name)
+    plot_losses({recipe.name: run / "metrics.jsonl"}, run / "loss.png")
     losses = [r["loss"] for r in metrics if "loss" in r]
     validation = next((r for r in reversed(metrics) if "val_loss" in r), {})
     say(f"done: {run / 'model'} (written in {time.perf_counter() - started:.1f} s)")

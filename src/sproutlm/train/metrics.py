@@ -88,25 +88,26 @@ class Console:
         self.say(text)
 
 
-def plot_losses(metrics: Path, out: Path, title: str) -> None:
-    """Draw training and validation loss against tokens into ``out`` (PNG)."""
+def plot_losses(curves: dict[str, Path], out: Path) -> None:
+    """Draw training and validation loss against tokens into ``out`` (PNG), one panel for each named metrics file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = read_metrics(metrics)
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=110)
-    for key, label in (("loss", "training loss"), ("val_loss", "validation loss")):
-        points = [(r["tokens"], r[key]) for r in rows if key in r and math.isfinite(r[key])]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o" if key == "val_loss" else None, label=label)
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("nats per token")
-    axes.set_title(title.encode("ascii", "replace").decode())  # matplotlib's own font has no CJK glyphs
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    figure, panels = plt.subplots(1, len(curves), figsize=(7 * len(curves), 4.5), dpi=110, squeeze=False)
+    for axes, (name, metrics) in zip(panels[0], curves.items(), strict=True):
+        rows = read_metrics(metrics)
+        for key, label in (("loss", "training loss"), ("val_loss", "validation loss")):
+            points = [(r["tokens"], r[key]) for r in rows if key in r and math.isfinite(r[key])]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o" if key == "val_loss" else None, label=label)
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("nats per token")
+        axes.set_title(name.encode("ascii", "replace").decode())  # matplotlib's own font has no CJK glyphs
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
     figure.tight_layout()
     temporary = out.with_name(f".{out.name}.tmp")
     figure.savefig(temporary, format="png")

@@ -1,0 +1,173 @@
+"""Tokens to the same held-out bits-per-byte: a nanoGPT-style model against the poems-zh recipe, in one run.
+
+    python benchmarks/poems.py --poems poems.jsonl.gz --out benchmarks/results/poems.json [--threads 2]
+
+Both sides share tokenizer, training poems, held-out poems, batch (4,096 tokens), compute type, loop and parameter
+count (6.4 M). The baseline is GPT-2's block (learned positions, LayerNorm, GELU, biases, tied head, scaled init) on
+concatenated documents, AdamW (0.9, 0.95), weight decay 0.1, clip 1, cosine to a tenth, as nanoGPT trains it; its rate
+is the best of those tried. Each side is judged on rows packed as it was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sproutlm.config.load import load_recipe
+from sproutlm.config.schema import OptimizerConfig, Recipe, ScheduleConfig
+from sproutlm.eval.bits_per_byte import make_evaluator
+from sproutlm.model import Transformer
+from sproutlm.objectives.next_token import next_token
+from sproutlm.pipeline.prepare import loader_of, prepare
+from sproutlm.pipeline.train import COMPUTE_TYPES, choose_compute, micro_rows, total_steps
+from sproutlm.train.checkpoint import Checkpointer
+from sproutlm.train.metrics import MetricsLog, read_metrics
+from sproutlm.train.trainer import Trainer
+
+
+class GPT2Block(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.fc, self.out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, d = x.shape
+        q, k, v = (y.view(b, t, self.heads, -1).transpose(1, 2) for y in self.qkv(self.ln_1(x)).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).reshape(b, t, d))
+        return x + self.out(F.gelu(self.fc(self.ln_2(x))))
+
+
+class GPT2(nn.Module):
+    """GPT-2's shape with nanoGPT's initialisation; the same ``forward`` contract as ``Transformer``."""
+
+    def __init__(self, vocab: int, dim: int, layers: int, heads: int, positions: int) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocab, dim), nn.Embedding(positions, dim)
+        self.layers = nn.ModuleList(GPT2Block(dim, heads) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(dim)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                scaled = name.endswith(("proj.weight", "out.weight"))
+                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * layers) if scaled else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, tokens, positions=None, document_ids=None, cache=None, head=None):  # type: ignore[no-untyped-def]
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for layer in self.layers:
+            x = layer(x)
+        return (head or F.linear)(self.ln_f(x), self.wte.weight)
+
+
+def run_one(name: str, recipe: Recipe, model: nn.Module, prepared, out: Path, compute: torch.dtype, every: int) -> dict:  # type: ignore[no-untyped-def]
+    """Train one contestant; return its curve and final figure on all held-out rows."""
+    tokenizer = prepared.tokenizer
+    loader = loader_of(recipe, prepared.train, tokenizer.pad_id)
+    held_out = loader_of(recipe, prepared.validation, tokenizer.pad_id)
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    steps = total_steps(recipe, loader.rows_per_epoch)
+    config = recipe.train.model_copy(update={"validate_every": every, "save_every": steps, "sample_every": 0})
+    folder = out / name
+    trainer = Trainer(
+        model,  # type: ignore[arg-type]
+        next_token,
+        loader,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        config=config,
+        total_steps=steps,
+        micro_rows=micro_rows(recipe),
+        seed=recipe.seed,
+        compute=compute,
+        checkpointer=Checkpointer(folder / "checkpoints", 1),
+        metrics=MetricsLog(folder / "metrics.jsonl"),
+        checkpoint_files={},
+        identity={},
+        evaluators=[make_evaluator(held_out, token_bytes, held_out.rows_per_epoch, micro_rows(recipe))],
+    )
+    started = time.perf_counter()
+    trainer.fit()
+    rows = read_metrics(folder / "metrics.jsonl")
+    curve = [(r["step"] * recipe.train.batch_tokens, r["val_bpb"]) for r in rows if "val_bpb" in r]
+    return {
+        "name": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": steps,
+        "curve": curve,
+        "bits_per_byte": curve[-1][1],
+        "seconds": round(time.perf_counter() - started, 1),
+        "optimizer": recipe.optimizer.model_dump(),
+    }
+
+
+def tokens_to_reach(curve: list, target: float) -> float | None:  # type: ignore[type-arg]
+    """Tokens at which a falling curve first meets ``target``, linear between measured points."""
+    for (t0, b0), (t1, b1) in zip(curve, curve[1:], strict=False):
+        if b1 <= target:
+            return t0 + (t1 - t0) * (b0 - target) / (b0 - b1) if b0 > target else t0
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--poems", required=True)
+    parser.add_argument("--work", default="runs/bench-poems")
+    parser.add_argument("--out", default="benchmarks/results/poems.json")
+    parser.add_argument("--rates", default="0.001,0.002,0.004")
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    root = Path(__file__).resolve().parents[1]
+    recipe = load_recipe(root / "recipes/poems-zh.yaml", [f"data.train={args.poems}", *args.overrides]).recipe
+    assert isinstance(recipe, Recipe) and recipe.model is not None
+    work = Path(args.work)
+    prepared = prepare(recipe, work)
+    dtype, why = choose_compute(torch.device("cpu"))
+    dtype = COMPUTE_TYPES.get(recipe.train.compute, dtype)
+    vocab = prepared.tokenizer.vocab_size
+    results = []
+    if "skip" not in args.rates:
+        for rate in [float(r) for r in args.rates.split(",")]:
+            data = recipe.data.model_copy(update={"packing": "stream", "document_mask": False})
+            adamw = OptimizerConfig(name="adamw", lr=rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+            schedule = ScheduleConfig(name="cosine", warmup=0.03, final=0.1)
+            baseline = recipe.model_copy(update={"data": data, "optimizer": adamw, "schedule": schedule})
+            torch.manual_seed(recipe.seed)
+            model = GPT2(vocab, recipe.model.dim, recipe.model.n_layers, recipe.model.n_heads, recipe.data.seq_len)
+            results.append(run_one(f"gpt2-adamw-{rate:g}", baseline, model, prepared, work, dtype, args.every * 4))
+            print(json.dumps({k: v for k, v in results[-1].items() if k != "curve"}), flush=True)
+    ours_model = Transformer(recipe.model.model_copy(update={"vocab_size": vocab})).init_weights(recipe.seed)
+    ours = run_one("sproutlm", recipe, ours_model, prepared, work, dtype, args.every)
+    best = min(results, key=lambda r: r["bits_per_byte"]) if results else None
+    report = {
+        "device": {"threads": args.threads, "compute": str(dtype), "why": why, "cpu": torch.backends.cpu.get_cpu_capability()},
+        "torch": torch.__version__,
+        "baseline": results,
+        "sproutlm": ours,
+    }
+    if best:
+        reached = tokens_to_reach(ours["curve"], best["bits_per_byte"])
+        total = best["curve"][-1][0]
+        report["tokens_to_baseline"] = reached
+        report["ratio_of_tokens"] = reached / total if reached else None
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in report.items() if k != "baseline"}))
+
+
+if __name__ == "__main__":
+    main()
