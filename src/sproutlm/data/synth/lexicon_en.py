@@ -326,7 +326,7 @@ ENGLISH = Lexicon(
         "Oscar", "Peter", "Robert", "Simon", "Thomas", "Victor", "Walter", "Xavier", "Philip", "Dennis",
     ),
     places=(
-        "Ashby", "Brinwood", "Coldwater", "Dunmore", "Elmfield", "Foxley", "Glenrock", "Harwick", "Inverdale", "Kingsport", "Lowestone",
+        "Ashby", "Brinwood", "Coldwater", "Dunmore", "Elmfield", "Foxley", "Glenrock", "Harwick", "Inverdale", "Kingsport", "Larkhill",
         "Marlow", "Northgate", "Pinehurst", "Southmere", "Thornbury",
     ),
     things=(
