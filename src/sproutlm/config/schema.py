@@ -227,6 +227,7 @@ class EvalStage(Section):
     )
     max_questions: int | None = Field(None, gt=0, description="Questions per kind; default all.")
     kinds: list[str] | None = Field(None, description="Only these kinds of question.")
+    control: bool = Field(False, description="Reported as the control; never required of.")
     require: dict[Literal["overall", "each_kind", "stop_rate"], float] = Field(
         default_factory=dict, description="overall, each_kind, stop_rate: least values; below = exit code 2."
     )
