@@ -121,9 +121,11 @@ class ChatTemplate:
         marks = _marks(plain, self.source)
         raw = self._render_text(marks.mark(plain, self._control_names), add_generation_prompt, marks.generation)
         reading = _read(raw, marks, self._control_names)
+        roles = [message["role"] for message in plain]
+        reading.controls = [c for c in reading.controls if not _inside_anothers_content(c, reading, roles)]
         if not self._compiled.marks_generation:
             reading.generations = self._spans_by_prefixes(plain, reading)
-        spans = _trained_spans(reading, [m["role"] for m in plain], overrides)
+        spans = _trained_spans(reading, roles, overrides)
         return self._encode(reading, spans)
 
     def _render_text(self, messages: list[dict[str, Any]], add_generation_prompt: bool, marks: tuple[str, str]) -> str:
@@ -334,6 +336,15 @@ def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
     pieces.append(raw[position:])
     reading.text = "".join(pieces)
     return reading
+
+
+def _inside_anothers_content(control: tuple[int, int, str], reading: _Reading, roles: list[str]) -> bool:
+    """Whether a control token's name came about inside the text of a user, system or tool turn.
+
+    Names that stand in the content are shielded; this one the template put together by leaving something out, say
+    ``replace('#', '')`` on ``<|im_#end|>``. In a reply it is the template's own doing: Qwen's writes ``</think>`` there.
+    """
+    return any(a <= control[0] < b and roles[i] != "assistant" for a, b, i in reading.contents)
 
 
 def _trained_spans(reading: _Reading, roles: list[str], overrides: list[bool | None]) -> list[Span]:
