@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path) -> tuple[Transformer, Tokenizer]:
+def load(path: str | Path) -> tuple[Transformer, Tokenizer | None]:
     """Load the model and tokenizer of a run folder, a checkpoint or a Hugging Face folder; nothing is downloaded.
 
-    ``model(tokens)`` maps (batch, seq) int64 to (batch, seq, vocab) logits. Raises ``SproutError`` where there is none.
+    The tokenizer is None for a Hugging Face folder without ``tokenizer.json``. ``model(tokens)`` maps (batch, seq) int64 to (batch, seq, vocab) logits. Raises ``SproutError`` where there is none.
     """
     from .export.load import load as load_folder  # torch is imported here, not with the package
 

@@ -150,7 +150,8 @@ class Recipe(Strict):
             faults.append(
                 Fault(
                     (f"train.{given[-1]}" if given else "train", "train.steps", "train.tokens", "train.epochs"),
-                    f"give exactly one of steps, tokens, epochs (given: {', '.join(given) or 'none'})",
+                    f"give exactly one of steps, tokens, epochs (given: {', '.join(given) or 'none'}); "
+                    "on the command line, train.steps=null takes one away",
                 )
             )
         if train.batch_tokens % data.seq_len:

@@ -1,0 +1,77 @@
+"""Verbs on data: write the embedded world, prepare token shards, look at rows as the model sees them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import SproutError
+from .arguments import JsonFile, Overrides, RecipeFile, check_json_target, load, write_json
+
+
+class Size(StrEnum):
+    tiny = "tiny"
+    small = "small"
+
+
+def add_to(app: typer.Typer) -> None:
+    group = typer.Typer(help="Write, prepare and look at data.", no_args_is_help=True, rich_markup_mode=None)
+    group.command(no_args_is_help=True)(synth)
+    group.command(no_args_is_help=True)(prepare)
+    group.command(no_args_is_help=True)(inspect)
+    app.add_typer(group, name="data")
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+    size: Annotated[Size, typer.Option(help="How much of it.")] = Size.small,
+    json_file: JsonFile = None,
+) -> None:
+    """Write the embedded world: texts, conversations, questions with checkable answers, in Chinese and English."""
+    from ..data.synth import synthesize
+
+    check_json_target(json_file)
+    report = synthesize(out, seed, size.value)
+    for name, value in report.items():
+        typer.echo(f"{name}: {value}")
+    write_json(json_file, report)
+
+
+def prepare(recipe: RecipeFile, settings: Overrides = None, json_file: JsonFile = None) -> None:
+    """Build what a recipe trains on: the embedded world, the tokenizer, the token shards."""
+    from ..pipeline.prepare import prepare_data
+
+    check_json_target(json_file)
+    report = prepare_data(load(recipe, settings, "run"))
+    write_json(json_file, report)
+
+
+def inspect(
+    what: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe (.yaml) or a data file.")],
+    settings: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 5,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For a data file: count its tokens, too.")
+    ] = None,
+    seq_len: Annotated[int, typer.Option(min=2, help="For a data file: the length that counts as too long.")] = 256,
+    format: Annotated[str, typer.Option(help="For a data file: its format's name.")] = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Show rows as the model will see them, trained tokens in colour, and the statistics."""
+    from rich.console import Console
+
+    from ..data.inspect import inspect_file, inspect_recipe, render
+
+    check_json_target(json_file)
+    if what.suffix.lower() in (".yaml", ".yml"):
+        report = inspect_recipe(load(what, settings, "run"), rows)
+    else:
+        if settings:
+            raise SproutError(f"{settings[0]}: key=value goes with a recipe; {what} is a data file")
+        report = inspect_file(what, tokenizer, rows, seq_len, format)
+    render(report, Console())
+    write_json(json_file, report)

@@ -1,0 +1,29 @@
+"""The verb that looks for silent faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .arguments import JsonFile, check_json_target, write_json
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(doctor)
+
+
+def doctor(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH", help="Data files, tokenizers, runs.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Name the silent faults of this environment, and of files given, with their cure."""
+    from ..doctor import examine, print_report
+
+    check_json_target(json_file)
+    report = examine(paths or [])
+    print_report(report)
+    write_json(json_file, report)
