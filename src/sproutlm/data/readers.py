@@ -105,15 +105,14 @@ def _json_lines(path: Path, stream: TextIO, decoding: Decoding) -> Iterator[RawR
 def _holds_json_lines(path: Path, encoding: str) -> bool:
     """Whether a .json file is really one JSON value per line, as many are: its first line is whole, and more follows."""
     with open_text(path, encoding) as stream:
-        head = stream.read(1 << 20).lstrip()
-    first, _, rest = head.partition("\n")
-    if not rest.strip():
-        return False
-    try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        first = "\n"
+        while first == "\n":
+            first = stream.readline(1 << 20)
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            return False
+        return any(piece.strip() for piece in iter(lambda: stream.readline(1 << 16), ""))
 
 
 def _json_document(path: Path, stream: TextIO, decoding: Decoding) -> Iterator[RawRow]:
