@@ -117,7 +117,7 @@ def test_unknown_architecture_is_refused_with_the_known_ones() -> None:
         for_family("gpt2")
 
 
-# --- tensors ------------------------------------------------------------------------------------------------------------
+# --- tensors -------------------------------------------------------------------------------------------------------
 
 
 def state_of(config: ModelConfig) -> dict[str, torch.Tensor]:
