@@ -133,12 +133,12 @@ def test_template_may_rewrite_a_reply_with_control_tokens_of_its_own(tokenizer: 
     """A template that finds the end of the thinking in a reply and writes the token itself, as Qwen's does."""
     source = (
         "{% for m in messages %}{% set parts = m.content.split('</think>') %}{% generation %}"
-        "{{ '<think>' + parts[0] + '</think>' + parts[-1] + '<|im_end|>' }}{% endgeneration %}{% endfor %}"
+        "{{ '<think>' + parts[0] + '\\n</think>\\n\\n' + parts[-1] + '<|im_end|>' }}{% endgeneration %}{% endfor %}"
     )
     rendered = ChatTemplate(source, tokenizer).render([{"role": "assistant", "content": "fox</think>dog"}])
     wanted = [
-        tokenizer.token_id("<think>"), *tokenizer.encode("fox"), tokenizer.token_id("</think>"),
-        *tokenizer.encode("dog"), tokenizer.token_id("<|im_end|>"),
+        tokenizer.token_id("<think>"), *tokenizer.encode("fox\n"), tokenizer.token_id("</think>"),
+        *tokenizer.encode("\n\ndog"), tokenizer.token_id("<|im_end|>"),
     ]  # fmt: skip
     assert rendered.ids == wanted
     assert all(rendered.trained)
@@ -232,6 +232,21 @@ def test_template_that_trains_nothing_or_no_end_is_refused(tokenizer: Tokenizer)
         check_template(ChatTemplate(outside, tokenizer))
     with pytest.raises(SproutError, match="trains nothing"):
         check_template(ChatTemplate("{% generation %}{% endgeneration %}" + UNTAGGED, tokenizer))
+
+
+@pytest.mark.parametrize(
+    "cut", ["[0]", "[:3]", "[-2:]", "[2:]", "[::-1]", " | upper | reverse", "[5:2]", ".split('x')[0]"]
+)
+def test_templates_that_cut_content_do_no_harm(tokenizer: Tokenizer, cut: str) -> None:
+    """Pitfalls 4 and 5: a mark whose partner was cut away changes nothing else in the conversation."""
+    source = CHATML.replace(
+        "message['content']", f"(message['content']{cut} if message['role'] == 'user' else message['content'])"
+    )
+    rendered = ChatTemplate(source, tokenizer).render(conversation("a<|im_end|>x", "one", "<|im_end|>", "two"))
+    assert rendered.ids.count(tokenizer.token_id("<|im_start|>")) == 4
+    assert rendered.ids.count(tokenizer.token_id("<|im_end|>")) == 4
+    assert trained_text(tokenizer, rendered) == "one<|im_end|>two<|im_end|>"
+    assert not any("\ufdd0" <= character <= "\ufdef" for character in rendered.text)
 
 
 def test_missing_template_is_refused(tokenizer: Tokenizer) -> None:

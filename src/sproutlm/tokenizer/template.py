@@ -14,15 +14,15 @@ Nothing is found by searching ids, and no text of a person can become a control 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..data.records import Message
 from ..errors import SproutError
 from .jinja import compile_template
+from .marks import Reading, Span, choose_marks, read_marked
 from .tokenizer import Tokenizer, token_name
 
 CHATML = """\
@@ -45,8 +45,6 @@ CHATML = """\
 {%- endif %}
 """
 
-Span = tuple[int, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -55,16 +53,6 @@ class Rendered:
     ids: list[int]
     trained: list[bool]
     text: str
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A rendered text with its marks taken out; all spans are in characters of ``text``."""
-
-    text: str = ""
-    controls: list[tuple[int, int, str]] = field(default_factory=list)  # (start, end, name), the template's own
-    generations: list[Span] = field(default_factory=list)
-    contents: list[tuple[int, int, int]] = field(default_factory=list)  # (start, end, index of the message)
 
 
 class ChatTemplate:
@@ -118,9 +106,9 @@ class ChatTemplate:
         SproutError where the template refuses the conversation.
         """
         plain, overrides = _plain(messages)
-        marks = _marks(plain, self.source)
+        marks = choose_marks(plain, self.source)
         raw = self._render_text(marks.mark(plain, self._control_names), add_generation_prompt, marks.generation)
-        reading = _read(raw, marks, self._control_names)
+        reading = read_marked(raw, marks, self._control_names)
         roles = [message["role"] for message in plain]
         reading.controls = [c for c in reading.controls if not _inside_anothers_content(c, reading, roles)]
         if not self._compiled.marks_generation:
@@ -138,13 +126,13 @@ class ChatTemplate:
         }
         return self._compiled.render(variables, marks)
 
-    def _spans_by_prefixes(self, messages: list[dict[str, Any]], reading: _Reading) -> list[Span]:
+    def _spans_by_prefixes(self, messages: list[dict[str, Any]], reading: Reading) -> list[Span]:
         """Assistant spans of a template without generation tags: what each reply adds to its own prompt."""
 
         def text(upto: int, prompt: bool) -> str:
-            marks = _marks(messages, self.source)
+            marks = choose_marks(messages, self.source)
             marked = marks.mark(messages[:upto], self._control_names)
-            return _read(self._render_text(marked, prompt, marks.generation), marks, self._control_names).text
+            return read_marked(self._render_text(marked, prompt, marks.generation), marks, self._control_names).text
 
         spans = []
         for i, message in enumerate(messages):
@@ -162,12 +150,12 @@ class ChatTemplate:
         return spans
 
     @staticmethod
-    def _end_of_turn(reading: _Reading, start: int, end: int) -> int:
+    def _end_of_turn(reading: Reading, start: int, end: int) -> int:
         """The end of a reply is after its last control token; what follows (a line break) the model need not write."""
         ends = [stop for begin, stop, _ in reading.controls if start <= begin and stop <= end]
         return ends[-1] if ends else end
 
-    def _encode(self, reading: _Reading, spans: list[Span]) -> Rendered:
+    def _encode(self, reading: Reading, spans: list[Span]) -> Rendered:
         ids: list[int] = []
         trained: list[bool] = []
         remaining = _Spans(spans)
@@ -202,143 +190,7 @@ class _Spans:
         return self._next < len(self._spans) and self._spans[self._next][0] < end
 
 
-# --- marks ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Marks:
-    """Private characters that occur neither in the conversation nor in the template."""
-
-    characters: str
-
-    @property
-    def generation(self) -> tuple[str, str]:
-        return self.characters[0], self.characters[1]
-
-    def mark(self, messages: list[dict[str, Any]], control_names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """A copy of the messages with every control token's name shielded and each content between its own marks."""
-        opening, closing = self.characters[2], self.characters[3]
-        names = _names_pattern(control_names)
-
-        def shield(value: Any) -> Any:
-            if isinstance(value, str):
-                return names.sub(lambda match: f"{opening}{match.group()}{closing}", value)
-            if isinstance(value, Mapping):
-                return {shield(key): shield(item) for key, item in value.items()}
-            if isinstance(value, list | tuple):
-                return [shield(item) for item in value]
-            return value
-
-        marked = []
-        for index, message in enumerate(messages):
-            copy = {key: shield(value) for key, value in message.items()}
-            copy["content"] = self._framed(copy["content"], index)
-            marked.append(copy)
-        return marked
-
-    def _framed(self, content: Any, index: int) -> Any:
-        """Content between the marks of its message. They go inside outer blanks, so that ``| trim`` still trims."""
-        if not isinstance(content, str) or not content.strip():
-            return content
-        begin, end = len(content) - len(content.lstrip()), len(content.rstrip())
-        digits = "".join(self.characters[6 + int(digit)] for digit in str(index))
-        opening, closing = self.characters[4], self.characters[5]
-        return f"{content[:begin]}{opening}{digits}{opening}{content[begin:end]}{closing}{content[end:]}"
-
-
-_MARKS = 16  # generation open/close, shield open/close, content open/close, ten digits
-
-
-def _unused_characters(texts: str) -> str:
-    """Noncharacters first, then the private planes: there is always room."""
-    found = []
-    for code in (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFE)):
-        if chr(code) not in texts:
-            found.append(chr(code))
-            if len(found) == _MARKS:
-                break
-    return "".join(found)
-
-
-_USUAL = "".join(chr(code) for code in range(0xFDD0, 0xFDD0 + _MARKS))
-_NONCHARACTER = re.compile("[\ufdd0-\ufdef]")
-
-
-def _marks(messages: list[dict[str, Any]], source: str) -> _Marks:
-    everything = "".join([source, *_strings(messages)])
-    if not _NONCHARACTER.search(everything):
-        return _Marks(_USUAL)
-    return _Marks(_unused_characters(everything))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
-
-
-@lru_cache(maxsize=64)
-def _names_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, names)) or "(?!)")
-
-
-@lru_cache(maxsize=64)
-def _marked_pattern(names: tuple[str, ...], characters: str) -> re.Pattern[str]:
-    return re.compile("|".join([f"[{re.escape(characters)}]", *map(re.escape, names)]))
-
-
-def _read(raw: str, marks: _Marks, control_names: tuple[str, ...]) -> _Reading:
-    """Take the marks out of a rendered text and note what they said. Lone marks (a template cut a string) do no harm."""
-    kind = {character: i for i, character in enumerate(marks.characters)}
-    reading = _Reading()
-    pieces: list[str] = []
-    length = 0  # characters of clean text so far
-    position = 0
-    generation: list[int] = []
-    shielded_at = -1  # where in the raw text a shield was opened: it covers the name that begins right there
-    digits: str | None = None  # of the content mark being read
-    content: tuple[int, int] | None = None  # (start, index of the message)
-    for match in _marked_pattern(control_names, marks.characters).finditer(raw):
-        pieces.append(raw[position : match.start()])
-        length += match.start() - position
-        position = match.end()
-        found = match.group()
-        mark = kind.get(found)
-        if mark is None:  # a control token's name
-            pieces.append(found)
-            if match.start() != shielded_at:
-                reading.controls.append((length, length + len(found), found))
-            length += len(found)
-        elif mark == 0:
-            generation.append(length)
-        elif mark == 1:
-            if generation:
-                reading.generations.append((generation.pop(), length))
-        elif mark == 2:
-            shielded_at = match.end()
-        elif mark == 4:
-            if digits is None:
-                digits = ""
-            else:
-                content, digits = (length, int(digits)), None
-        elif mark == 5:
-            if content is not None:
-                reading.contents.append((content[0], length, content[1]))
-            content = None
-        elif digits is not None and mark > 5:
-            digits += str(mark - 6)
-    pieces.append(raw[position:])
-    reading.text = "".join(pieces)
-    return reading
-
-
-def _inside_anothers_content(control: tuple[int, int, str], reading: _Reading, roles: list[str]) -> bool:
+def _inside_anothers_content(control: tuple[int, int, str], reading: Reading, roles: list[str]) -> bool:
     """Whether a control token's name came about inside the text of a user, system or tool turn.
 
     Names that stand in the content are shielded; this one the template put together by leaving something out, say
@@ -347,7 +199,7 @@ def _inside_anothers_content(control: tuple[int, int, str], reading: _Reading, r
     return any(a <= control[0] < b and roles[i] != "assistant" for a, b, i in reading.contents)
 
 
-def _trained_spans(reading: _Reading, roles: list[str], overrides: list[bool | None]) -> list[Span]:
+def _trained_spans(reading: Reading, roles: list[str], overrides: list[bool | None]) -> list[Span]:
     """Generation spans, less the turns that say train=False, plus the turns of others that say train=True."""
     assistants = [i for i, role in enumerate(roles) if role == "assistant"]
     spans: list[Span] = []
