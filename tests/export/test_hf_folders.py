@@ -146,6 +146,24 @@ def test_failed_save_leaves_the_earlier_export_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_export_that_cannot_take_its_place_gives_the_old_one_back(
+    model: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace = tmp_path / "out", os.replace
+    save(model, None, out)
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if ".writing-" in str(source):
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr("sproutlm.export.huggingface.os.replace", refuse_new)
+    with pytest.raises(SproutError, match="Permission denied.*untouched"):
+        save(Transformer(model.config).init_weights(0), None, out)
+    assert_close(read(out)[1], dict(model.state_dict()), **EXACT)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_new_export_replaces_the_old_one_entirely(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(model.config, model.state_dict(), tokenizer, out, shard_bytes=8000)

@@ -87,6 +87,19 @@ def test_padding_content_changes_nothing() -> None:
     assert torch.equal(logits[0][1], logits[1][1])
 
 
+def test_positions_and_mask_follow_from_each_rows_start() -> None:
+    """pitfall 19: a row's first real token is at position 0, and every query sees a key (a softmax over none is NaN)."""
+    cache = KVCache(model_of(2).config, 2, 6)
+    cache.set_start(torch.tensor([2, 0]))
+    assert cache.positions(4).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    mask = cache.mask(4)
+    assert mask is not None and mask.any(-1).all()
+    assert mask[0, 0, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
+    assert torch.equal(mask[1, 0], torch.ones(4, 4, dtype=torch.bool).tril())
+    cache.advance(4)
+    assert cache.positions(1).tolist() == [[2], [4]]
+
+
 @torch.no_grad()
 def test_rows_that_are_kept_go_on_as_before() -> None:
     """Finished requests leave the batch; the others must not notice, padded or not."""
