@@ -189,9 +189,25 @@ def test_template_without_generation_tags_gives_the_same_mask(tokenizer: Tokeniz
 
 
 def test_untagged_template_that_rewrites_earlier_turns_is_refused(tokenizer: Tokenizer) -> None:
-    rewriting = ChatTemplate("{{ messages | length }}" + UNTAGGED, tokenizer)
+    rewriting = ChatTemplate("{{ (messages | length) > 2 }}" + UNTAGGED, tokenizer)
     with pytest.raises(SproutError, match="no {% generation %} tags"):
         rewriting.render(conversation("a", "b", "c", "d"))
+    assert rewriting.stop_ids == tokenizer.stop_ids  # it can still be chatted with, and trained one turn at a time
+
+
+def test_untagged_template_that_changes_older_turns_can_be_chatted_with(tokenizer: Tokenizer) -> None:
+    """As Qwen3's does: only the last reply gets an empty think block."""
+    source = UNTAGGED.replace(
+        "{%- if message['role'] == 'assistant' %}",
+        "{%- if message['role'] == 'assistant' and loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}\n"
+        "    {%- if message['role'] == 'assistant' %}",
+    )
+    thinking = ChatTemplate(source, tokenizer)
+    assert check_template(thinking) == tokenizer.token_id("<|im_end|>")
+    assert trained_text(tokenizer, thinking.render(conversation("a", "b"))) == "<think>\n\n</think>\n\nb<|im_end|>"
+    prompt = thinking.render(conversation("a", "b", "c"), add_generation_prompt=True)
+    assert prompt.text.endswith("c<|im_end|>\n<|im_start|>assistant\n")
+    assert not any(prompt.trained)
 
 
 @pytest.mark.parametrize(

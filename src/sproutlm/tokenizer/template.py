@@ -83,6 +83,11 @@ class ChatTemplate:
     def __reduce__(self) -> tuple[Any, ...]:
         return ChatTemplate, (self.source, self.tokenizer)  # a compiled template does not pickle; it is made again
 
+    @property
+    def marks_generation(self) -> bool:
+        """Whether the template has ``{% generation %}`` tags; without them spans come from rendering prefixes."""
+        return self._compiled.marks_generation
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the template's text."""
@@ -91,7 +96,7 @@ class ChatTemplate:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an assistant's turn, as a probe conversation shows, then the end of text."""
-        probe = self.render(PROBE)
+        probe = self.render(PROBE[:2])
         control = set(self.tokenizer.control_tokens.values())
         ends = [id_ for id_, trained in zip(probe.ids, probe.trained, strict=True) if trained and id_ in control]
         return tuple(dict.fromkeys([*ends[-1:], self.tokenizer.eos_id]))
@@ -103,6 +108,7 @@ class ChatTemplate:
 
         Trained are the generation spans of assistant turns, end token included. A message's ``train`` overrides:
         False leaves an assistant turn out, True trains another turn's content and the end token after it.
+        With ``add_generation_prompt`` the conversation is a question to the model and nothing in it is trained.
         SproutError where the template refuses the conversation.
         """
         plain, overrides = _plain(messages)
@@ -111,7 +117,9 @@ class ChatTemplate:
         reading = read_marked(raw, marks, self._control_names)
         roles = [message["role"] for message in plain]
         reading.controls = [c for c in reading.controls if not _inside_anothers_content(c, reading, roles)]
-        if not self._compiled.marks_generation:
+        if add_generation_prompt:
+            return self._encode(reading, [])
+        if not self.marks_generation:
             reading.generations = self._spans_by_prefixes(plain, reading)
         spans = _trained_spans(reading, roles, overrides)
         return self._encode(reading, spans)
@@ -253,7 +261,8 @@ PROBE = (Message("user", "2 + 2 ="), Message("assistant", "4"), Message("user", 
 
 def check_template(template: ChatTemplate) -> int:
     """The id of the trained end token. SproutError where a model trained with this template could never stop."""
-    probe = template.render(PROBE)
+    # Two turns show whether every turn's end is trained; a template without tags may allow only one (Qwen3's does).
+    probe = template.render(PROBE if template.marks_generation else PROBE[:2])
     tokenizer = template.tokenizer
     trained = [id_ for id_, t in zip(probe.ids, probe.trained, strict=True) if t]
     if not trained:
