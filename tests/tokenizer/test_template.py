@@ -272,6 +272,8 @@ def test_missing_template_is_refused(tokenizer: Tokenizer) -> None:
     bare = Tokenizer(json.dumps(tokenizer.backend_json), {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"})
     with pytest.raises(SproutError, match="no chat template"):
         ChatTemplate.of(bare)
+    with pytest.raises(SproutError, match="no chat template"):
+        ChatTemplate(bare.chat_template, bare).render(conversation("a", "b"))
 
 
 def test_fingerprint_follows_the_source(tokenizer: Tokenizer, template: ChatTemplate) -> None:

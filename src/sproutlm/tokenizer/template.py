@@ -56,10 +56,15 @@ class Rendered:
 
 
 class ChatTemplate:
-    """Renders conversations with one Jinja template and one tokenizer. Safe to share between threads."""
+    """Renders conversations with one Jinja template and one tokenizer. Safe to share between threads.
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
-        self.source = source
+    ``source`` is None for a tokenizer without a template: texts can be trained with it, and the first conversation is
+    refused with a sentence. It is never written as plain text or JSON instead (pitfall 14).
+    """
+
+    def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
+        self.missing = source is None
+        self.source = source = source or ""
         self.tokenizer = tokenizer
         self._compiled = compile_template(source)
         # Longest first: where one control token begins with another, the longer one is meant.
@@ -72,16 +77,23 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate:
-        """The tokenizer's own template; a sentence where it has none (chat rows are never trained as plain text)."""
-        if tokenizer.chat_template is None:
+        """The tokenizer's own template; a sentence where it has none."""
+        template = cls(tokenizer.chat_template, tokenizer)
+        template._require_source()
+        return template
+
+    def _require_source(self) -> None:
+        if self.missing:
             raise SproutError(
-                f"{tokenizer.where}: this tokenizer has no chat template, so conversations cannot be written as tokens; "
-                "add chat_template to its tokenizer_config.json"
+                f"{self.tokenizer.where}: this tokenizer has no chat template, so conversations cannot be written as "
+                "tokens; add chat_template to its tokenizer_config.json"
             )
-        return cls(tokenizer.chat_template, tokenizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChatTemplate, (self.source, self.tokenizer)  # a compiled template does not pickle; it is made again
+        return ChatTemplate, (
+            None if self.missing else self.source,
+            self.tokenizer,
+        )  # a compiled template does not pickle; it is made again
 
     @property
     def marks_generation(self) -> bool:
@@ -111,6 +123,7 @@ class ChatTemplate:
         With ``add_generation_prompt`` the conversation is a question to the model and nothing in it is trained.
         SproutError where the template refuses the conversation.
         """
+        self._require_source()
         plain, overrides = _plain(messages)
         marks = choose_marks(plain, self.source)
         raw = self._render_text(marks.mark(plain, self._control_names), add_generation_prompt, marks.generation)
