@@ -12,7 +12,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sproutlm.config.schema import SourceConfig
@@ -130,6 +130,8 @@ def test_max_rows_stops_reading(tmp_path):
     st.sampled_from([None, 1]),
     st.booleans(),
 )  # fmt: skip
+@example([0.0, 1e-7, -2e30], 1, None, False)
+@example([0.0, 1e-7, -2e30], 2, 1, False)
 def test_json_arrays_are_the_same_whatever_the_buffer(values, chunk, indent, ascii_only):
     text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
     stream = JsonStream(Path("x.json"), io.StringIO(text), chunk=chunk)

@@ -176,7 +176,7 @@ class JsonStream:
                     self._fill()
                     continue
                 raise DataError(self._broken(error)) from None
-            if end == len(self._buffer) and not self._ended:  # a number could go on
+            if len(self._buffer) - end < 3 and not self._ended:  # a number could go on, as 1 does in 1e-7
                 self._fill()
                 continue
             line, source = self.line, self._buffer[self._position : end]
