@@ -15,9 +15,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH", help="Data files, tokenizers, runs.")
-    ] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Data files, tokenizers, runs.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Name the silent faults of this environment, and of files given, with their cure."""

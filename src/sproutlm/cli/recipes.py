@@ -36,14 +36,14 @@ def train(
     changes = change or []
     loaded = load(recipe, [*(settings or []), *changes], "run")
     if dry_run:
-        from ..pipeline import dry_run as planner
+        from ..pipeline.dry_run import dry_run as plan, print_dry_run
 
-        report = planner.dry_run(loaded)
-        planner.print_dry_run(report)
+        report = plan(loaded)
+        print_dry_run(report)
     else:
-        from ..pipeline import train as trainer
+        from ..pipeline.train import train as train_model
 
-        report = trainer.train(loaded, changes)
+        report = train_model(loaded, changes)
     write_json(json_file, report)
 
 
@@ -58,14 +58,14 @@ def _run(
     check_json_target(json_file)
     loaded = load(recipe, settings, "stages", environ)
     if dry_run:
-        from ..pipeline import dry_run as planner
+        from ..pipeline.dry_run import dry_run as plan, print_dry_run
 
-        report = planner.dry_run(loaded)
-        planner.print_dry_run(report)
+        report = plan(loaded)
+        print_dry_run(report)
     else:
-        from ..pipeline import run as runner
+        from ..pipeline.run import run as run_stages
 
-        report = runner.run(loaded)
+        report = run_stages(loaded)
     write_json(json_file, report)
 
 

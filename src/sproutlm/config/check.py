@@ -68,7 +68,9 @@ class _Rounds:
             self.removed.add(key)
             self.stand_in(key)
         else:
-            if not self.is_removed(key):
+            # Short forms below a misspelt name were not expanded: they are no faults.
+            short_form = self.original(key) != key and kind in ("list_type", "model_type", "model_attributes_type")
+            if not self.is_removed(key) and not short_form:
                 self.report(key, sentence(error))
             self.remove(key)
 
@@ -214,7 +216,7 @@ def sentence(error: Any) -> str:
         )
     if kind in _COMPARISONS:
         name, words = _COMPARISONS[kind]
-        return f"must be {words} {context[name]} {got}"
+        return f"must be {words} {context[name]:g} {got}"
     if kind.startswith("int_"):
         return f"must be a whole number {got}"
     if kind.startswith(("float_", "finite_", "not_a_number")):

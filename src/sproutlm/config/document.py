@@ -72,9 +72,20 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what ``_Loader`` would read as a number."""
+
+
+_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def to_yaml(value: Any) -> str:
+    """Plain values as YAML that ``parse`` reads back to equal ones."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(text: str, label: str, base: Path, *, command_line: bool = False) -> Document:
@@ -84,26 +95,23 @@ def parse(text: str, label: str, base: Path, *, command_line: bool = False) -> D
         line = node.start_mark.line + 1
         return Where(label, 0, base) if command_line else Where(f"{label}:{line}", line, base)
 
-    loader = _Loader(text)
+    problems: list[Problem] = []
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return Document(None, {(): Where(label, 0 if command_line else 1, base)})
         document = Document(None, {(): place(root)})
-        problems: list[Problem] = []
         document.data = _build(root, (), loader, document.places, problems, place)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = label if command_line or mark is None else f"{label}:{mark.line + 1}"
         reason = " ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(
-            [f"{at}: not YAML: {reason}; check the indentation, and put text with : or # in quotes"]
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
+        cure = "check the indentation, and put text with : or # in quotes"
+        raise RecipeError([f"{at}: not YAML: {reason}; {cure}"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError([f"{label}: not YAML: {reason}; correct it, or put the text in quotes"]) from None
-    finally:
-        loader.dispose()
     if problems:
         raise RecipeError([str(problem) for problem in problems])
     return document

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import RecipeError
 from .check import check
-from .document import Document, Key, Problem, dotted, parse
+from .document import Document, Key, Problem, dotted, parse, to_yaml
 from .fill import escape_variables, expand_short_forms, fill_variables, resolve_paths
 from .names import nearest_name
 from .overrides import override
@@ -120,9 +119,15 @@ def find_recipe(path: str | Path, cwd: Path) -> tuple[Path, list[str]]:
     """The file meant by ``path``, and a note where it is a shipped one (``tiny``, ``tiny.yaml``, ``recipes/tiny.yaml``)."""
     given = Path(path).expanduser()
     file = Path(os.path.abspath(cwd / given))
-    if file.is_dir():
-        raise RecipeError([f"{path}: a folder; give the recipe's .yaml file"])
-    if file.exists():
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except OSError as error:
+        raise RecipeError([f"{path}: cannot be read: {error.strerror}; check the folder's owner and mode"]) from None
+    if found is not None:
+        if stat.S_ISDIR(found.st_mode):
+            raise RecipeError([f"{path}: a folder; give the recipe's .yaml file"])
         return file, []
     name = given.name.removesuffix(".yaml")
     if given.parent in (Path("."), Path("recipes")) and not given.is_absolute():
@@ -149,5 +154,4 @@ def _read(file: Path, label: str) -> str:
 
 def dump_recipe(recipe: Recipe | Pipeline) -> str:
     """The recipe as YAML with every field written out; loading it gives an equal object, from any folder."""
-    fields = escape_variables(recipe.model_dump(mode="json"))
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
+    return to_yaml(escape_variables(recipe.model_dump(mode="json")))
