@@ -72,6 +72,16 @@ def test_statistics_are_sums_over_all_rows_and_drops_have_reasons(chats, tokeniz
     assert s["bytes_per_token"] == pytest.approx(len(tokenizer.decode_bytes(plain)) / len(plain))
 
 
+def test_a_stop_token_that_is_not_trained_does_not_count(tmp_path, tokenizer_dir):
+    """Pitfall 1: the end token stands in every row; what matters is whether it is a target."""
+    path = tmp_path / "a.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]
+    trained = [*turns, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    path.write_text(json.dumps({"messages": trained}) + "\n" + json.dumps({"messages": turns}) + "\n")
+    s = inspect_file(path, tokenizer_dir)["statistics"]
+    assert s["rows_training_a_stop_token"] == 1
+
+
 def test_without_a_tokenizer_a_small_one_is_trained_and_said(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"The {i}. 小猫在垫子上睡觉。" for i in range(50)), encoding="utf-8")

@@ -236,6 +236,8 @@ def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:
 
 def render(report: dict[str, Any], console: Console) -> None:
     """Print a report: trained tokens on green (in brackets where there is no colour), others dim, control tokens marked."""
+    from rich.text import Text as RichText
+
     console.print(f"{report['source']}: {report['format']}, {report['tokenizer']}", markup=False, highlight=False)
     for note in report["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False)
@@ -243,7 +245,8 @@ def render(report: dict[str, Any], console: Console) -> None:
     legend = "trained tokens are on green, others dim" if coloured else "trained tokens are in [[ ]]"
     console.print(f"{legend}; shades alternate from token to token" if coloured else legend, markup=False)
     for row in report["rows"]:
-        console.rule(f"{row['where']}  {len(row['ids']):,} tokens, {sum(row['trained']):,} trained", align="left")
+        title = f"{row['where']}  {len(row['ids']):,} tokens, {sum(row['trained']):,} trained"
+        console.rule(RichText(title), align="left")
         console.print(_coloured(row) if coloured else _bracketed(row), soft_wrap=True)
         if len(row["ids"]) > SHOWN_TOKENS:
             console.print(f"... and {len(row['ids']) - SHOWN_TOKENS:,} more tokens", markup=False)
