@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
 from ..data.records import Record
-from ..data.shards import TokenDataset, prepare as prepare_shards
+from ..data.prepare import prepare as prepare_shards
+from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
 from ..errors import DataError
 from ..tokenizer.template import ChatTemplate

@@ -29,7 +29,11 @@ def print_report(pipeline: Pipeline, folder: Path, report: dict[str, Any]) -> No
         figures = stage.get("figures") or {}
         checked = figures.get("checked") or {}
         kinds = checked.get("by_kind") or {}
-        answers = "  ".join([f"all {_share(checked['overall'])}", *(f"{k} {_share(v)}" for k, v in kinds.items())]) if kinds else ""
+        answers = (
+            "  ".join([f"all {_share(checked['overall'])}", *(f"{k} {_share(v)}" for k, v in kinds.items())])
+            if kinds
+            else ""
+        )
         table.add_row(
             stage["name"],
             f"{stage['seconds']:.0f} s",

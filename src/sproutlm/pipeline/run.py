@@ -196,7 +196,9 @@ def set_aside(folder: Path, say: Say) -> None:
 
 def report(pipeline: Pipeline, folder: Path, progress: Progress, wall: float, say: Say) -> dict[str, Any]:
     """Collect the stages' figures into ``report.json``, print the table, check what the recipe requires."""
-    stages = [{"name": s.name, **{k: v for k, v in progress.stages[s.name].items() if k != "key"}} for s in pipeline.stages]
+    stages = [
+        {"name": s.name, **{k: v for k, v in progress.stages[s.name].items() if k != "key"}} for s in pipeline.stages
+    ]
     out: dict[str, Any] = {
         "name": pipeline.name,
         "seconds": round(sum(s["seconds"] for s in stages), 1),
@@ -214,7 +216,11 @@ def report(pipeline: Pipeline, folder: Path, progress: Progress, wall: float, sa
         if isinstance(stage, TrainStage) and figures.get("bits_per_byte") is not None and out["bits_per_byte"] is None:
             out["bits_per_byte"] = figures["bits_per_byte"]
         if isinstance(stage, EvalStage):
-            checked = {k: v for k, v in (figures.get("checked") or {}).items() if k in ("overall", "by_kind", "by_language", "counts")}
+            checked = {
+                k: v
+                for k, v in (figures.get("checked") or {}).items()
+                if k in ("overall", "by_kind", "by_language", "counts")
+            }
             if stage.control:
                 out["control"] = checked
             else:

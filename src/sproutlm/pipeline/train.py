@@ -40,7 +40,9 @@ def import_attribute(reference: str, what: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError([f"{what}: {reference!r} cannot be imported ({error}); expected package.module:attribute"]) from error
+        raise RecipeError(
+            [f"{what}: {reference!r} cannot be imported ({error}); expected package.module:attribute"]
+        ) from error
 
 
 def total_steps(recipe: Recipe, rows_per_epoch: int) -> int:
@@ -67,7 +69,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     return [] if old == new or same_place else [(path, old, new)]
 
 
-def check_continuation(old: dict[str, Any], new: dict[str, Any], allowed: set[str], run: Path) -> list[tuple[str, Any, Any]]:
+def check_continuation(
+    old: dict[str, Any], new: dict[str, Any], allowed: set[str], run: Path
+) -> list[tuple[str, Any, Any]]:
     """Compare what a checkpoint was made with and what is asked now; refuse differences that were not asked for."""
     found = differences(old, new)
     refused = [(k, a, b) for k, a, b in found if k.removeprefix("recipe.") not in allowed]
@@ -95,7 +99,9 @@ def run_lock(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise SproutError(f"{run}: another process trains in this folder; wait for it, or use another run=DIR") from error
+            raise SproutError(
+                f"{run}: another process trains in this folder; wait for it, or use another run=DIR"
+            ) from error
         yield
 
 
@@ -151,7 +157,9 @@ def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer,
     assert recipe.model is not None
     config = recipe.model.model_copy(update={"vocab_size": recipe.model.vocab_size or vocab_size})
     if config.vocab_size < vocab_size:
-        raise RecipeError([f"model.vocab_size={config.vocab_size} is less than the tokenizer's {vocab_size} ids; set 0 to follow it"])
+        raise RecipeError(
+            [f"model.vocab_size={config.vocab_size} is less than the tokenizer's {vocab_size} ids; set 0 to follow it"]
+        )
     return Transformer(config).init_weights(recipe.seed), config
 
 
@@ -235,7 +243,9 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
         return finish(recipe, run, trainer, prepared, result, say)
 
 
-def record_continuation(checkpointer: Checkpointer, identity: dict[str, Any], changes: list[str], run: Path, say: Say) -> None:
+def record_continuation(
+    checkpointer: Checkpointer, identity: dict[str, Any], changes: list[str], run: Path, say: Say
+) -> None:
     """Compare with the newest checkpoint; changes asked for by name are let through, said, and kept in changes.jsonl."""
     checkpoint = checkpointer.latest()
     if checkpoint is None:
@@ -278,7 +288,9 @@ def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int
     from ..infer.sampling import SamplingParams
 
     tokenizer, template = prepared.tokenizer, prepared.template
-    params = SamplingParams(temperature=recipe.sample.temperature, max_tokens=recipe.sample.max_tokens, seed=recipe.seed)
+    params = SamplingParams(
+        temperature=recipe.sample.temperature, max_tokens=recipe.sample.max_tokens, seed=recipe.seed
+    )
 
     def sample(model: Transformer, step: int) -> list[str]:
         requests = []

@@ -141,8 +141,16 @@ class Checkpointer:
             for stale in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(stale)
             temporary.mkdir()
-            save_file({k: v.detach().cpu().contiguous() for k, v in model.items()}, temporary / "model.safetensors", {"format": "pt"})
-            save_file({k: v.detach().cpu().contiguous() for k, v in optimizer.items()}, temporary / "optimizer.safetensors", {"format": "pt"})
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in model.items()},
+                temporary / "model.safetensors",
+                {"format": "pt"},
+            )
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in optimizer.items()},
+                temporary / "optimizer.safetensors",
+                {"format": "pt"},
+            )
             files = dict(files, **{"trainer.json": json.dumps(state, indent=1)})
             for name, text in files.items():
                 (temporary / name).write_text(text, encoding="utf-8", newline="\n")
@@ -159,7 +167,9 @@ class Checkpointer:
             write_atomic(self.folder / "latest", final.name + "\n")
         except Exception as error:  # safetensors raises its own type on a full disk
             shutil.rmtree(temporary, ignore_errors=True)
-            full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error) or "No space" in str(error)
+            full = (
+                getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error) or "No space" in str(error)
+            )
             if not full and not isinstance(error, OSError):
                 raise
             steps = self.steps()

@@ -25,7 +25,9 @@ class Optimizers:
         adamw_groups: list[dict] = []
         if config.name == "muon":
             matrices = [p for n, p in masters.items() if is_block_matrix(n, p)]
-            self.optimizers.append(Muon([{"params": matrices, "peak": config.lr}], config.lr, weight_decay=decay, compute=muon_dtype))
+            self.optimizers.append(
+                Muon([{"params": matrices, "peak": config.lr}], config.lr, weight_decay=decay, compute=muon_dtype)
+            )
             rest = {n: p for n, p in masters.items() if not is_block_matrix(n, p)}
             tables = [p for p in rest.values() if p.ndim == 2]
             vectors = [p for p in rest.values() if p.ndim != 2]

@@ -185,7 +185,13 @@ class Trainer:
         if stopped_early:
             self.say(f"stopped early: no better validation loss for {self.config.early_stop} validations")
         return TrainResult(
-            self.state.step, self.state.tokens, loss, validation, time.perf_counter() - started, resumed_from, stopped_early
+            self.state.step,
+            self.state.tokens,
+            loss,
+            validation,
+            time.perf_counter() - started,
+            resumed_from,
+            stopped_early,
         )
 
     def _due(self, every: int, last: bool) -> bool:

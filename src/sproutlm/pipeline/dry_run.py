@@ -1,0 +1,181 @@
+"""``--dry-run``: parameters, tokens per step, steps, estimated memory and time, before anything is built or loaded."""
+
+from __future__ import annotations
+
+import glob
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..config.model import ModelConfig
+from ..config.schema import Pipeline, Recipe, SourceConfig, SynthStage, TrainStage
+from ..data.loader import Batch
+from ..errors import DataError
+from ..model import Transformer
+from ..objectives.next_token import next_token
+from ..train.metrics import format_seconds
+from ..train.optim import is_block_matrix
+from ..train.precision import MasterWeights, choose_compute
+from .run import resolve_stages
+from .train import COMPUTE_TYPES, choose_device, micro_rows, total_steps
+
+if TYPE_CHECKING:
+    from ..config.load import Loaded
+
+# Bytes of text per token where nothing is tokenised yet: about 3.4 for the embedded world and for English at 6,400 ids,
+# 3.3 for Chinese poems. An estimate, and called one.
+BYTES_PER_TOKEN = 3.4
+# Tokens of the embedded world's files (tokenizer of 2,048 ids), measured.
+WORLD_TOKENS = {"pretrain": 2_060_000, "sft": 230_000}
+
+
+def source_tokens(sources: list[SourceConfig], outputs_of: set[str]) -> int | None:
+    """Tokens in ``sources``, from the files' sizes; None where a file is not there yet and not known."""
+    total = 0.0
+    for source in sources:
+        stem = Path(source.path).name.split(".")[0]
+        made_by_us = source.path.startswith("synth:") or any(source.path.startswith(o) for o in outputs_of)
+        files = sorted(glob.glob(source.path)) or ([source.path] if Path(source.path).exists() else [])
+        if files:
+            total += sum(_text_bytes(Path(f)) for f in files) / BYTES_PER_TOKEN * source.repeat
+        elif made_by_us:
+            known = WORLD_TOKENS.get(stem.rpartition(":")[2].rpartition("/")[2])
+            if known is None:
+                return None
+            total += (known / 20 if "tiny/" in source.path else known) * source.repeat
+        else:
+            raise DataError(f"{source.path}: no such file or folder; give its path in data.train")
+    return int(total)
+
+
+def _text_bytes(path: Path) -> float:
+    """Size of the text in a file or folder; a compressed byte holds about three."""
+    if path.is_dir():
+        return sum(_text_bytes(p) for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size * (3.0 if path.suffix in (".gz", ".zst", ".parquet") else 1.0)
+
+
+def memory_by_part(config: ModelConfig, recipe: Recipe, compute: torch.dtype) -> dict[str, int]:
+    """Bytes by part. Activations are an estimate: what each block keeps for its backward pass."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    named = dict(model.named_parameters())
+    n = sum(p.numel() for p in named.values())
+    matrices = (
+        sum(p.numel() for k, p in named.items() if is_block_matrix(k, p)) if recipe.optimizer.name == "muon" else 0
+    )
+    size = torch.finfo(compute).bits // 8
+    tokens = micro_rows(recipe) * recipe.data.seq_len
+    heads = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    # Per token and block: inputs of norms and projections, rotated q and k, v, attention output, gate, up, their product.
+    per_block = 6 * config.dim + 4 * heads + 2 * config.n_heads * config.head_dim + 4 * config.ffn_dim
+    separate = compute != torch.float32
+    return {
+        "parameters": n * 4 + (n * size if separate else 0),
+        "gradients": n * 4 + (n * size if separate else 0),
+        "optimizer": matrices * 4 + (n - matrices) * 8,
+        "activations": tokens * size * (per_block * config.n_layers + 4 * config.dim),
+        "logits": min(tokens, 1024) * config.vocab_size * (4 + 2 * size) + 4 * config.vocab_size * config.dim,
+        "program": 350 * 2**20,
+    }
+
+
+def step_seconds(config: ModelConfig, recipe: Recipe, compute: torch.dtype, device: torch.device) -> float:
+    """Seconds of one optimizer step, from one timed micro-batch of random tokens (after one that warms up)."""
+    rows, seq = min(micro_rows(recipe), max(1, 4096 // recipe.data.seq_len)), recipe.data.seq_len
+    model = Transformer(config).init_weights(0).to(device)
+    weights = MasterWeights(model, compute)
+    tokens = torch.randint(0, config.vocab_size, (rows, seq), generator=torch.Generator().manual_seed(0)).to(device)
+    positions = torch.arange(seq, device=device).expand(rows, seq)
+    document_ids = positions // max(1, seq // 3) if recipe.data.document_mask else None
+    batch = Batch(tokens, tokens.roll(-1, 1), positions, document_ids, torch.arange(rows))
+    best = float("inf")
+    for _ in range(3):
+        begin = time.perf_counter()
+        loss, _, _ = next_token(model, batch)
+        loss.backward()
+        weights.collect_gradients()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    # The update costs about a tenth of a step of 4,096 tokens with Muon (profiled on two CPU cores).
+    return best * (recipe.train.batch_tokens / (rows * seq)) * 1.12
+
+
+def dry_run_recipe(
+    recipe: Recipe, run: Path, outputs_of: set[str], inherited: ModelConfig | None = None
+) -> dict[str, Any]:
+    """The figures of one training run. ``inherited``: shape of a model that an earlier stage will have made."""
+    config = recipe.model or inherited
+    if config is None and recipe.init_from not in (None, "random"):
+        from ..export.load import load_state
+
+        config = load_state(Path(str(recipe.init_from)))[0]
+    assert config is not None
+    config = config.model_copy(update={"vocab_size": config.vocab_size or recipe.tokenizer.vocab_size})
+    device = choose_device(recipe.train.device)
+    compute = COMPUTE_TYPES.get(recipe.train.compute) or choose_compute(device)[0]
+    tokens = source_tokens(recipe.data.train, outputs_of)
+    rows_per_epoch = None if tokens is None else -(-tokens // recipe.data.seq_len)
+    needs_data = recipe.train.epochs is not None
+    steps = None if needs_data and rows_per_epoch is None else total_steps(recipe, rows_per_epoch or 1)
+    memory = memory_by_part(config, recipe, compute)
+    per_step = step_seconds(config, recipe, compute, device) if sum(memory.values()) < 8e9 else None
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Transformer(config).parameters())
+    return {
+        "name": recipe.name,
+        "run": str(run),
+        "parameters": parameters,
+        "tokens_per_step": recipe.train.batch_tokens,
+        "steps": steps,
+        "steps_are_estimated": needs_data,
+        "data_tokens_estimated": tokens,
+        "compute": "bf16" if compute == torch.bfloat16 else "float32",
+        "device": str(device),
+        "memory_bytes": sum(memory.values()),
+        "memory_by_part": memory,
+        "seconds_estimated": None if per_step is None or steps is None else round(per_step * steps, 1),
+        "model": config.model_dump(),
+    }
+
+
+def dry_run(loaded: Loaded) -> dict[str, Any]:
+    """Figures of a recipe, or of every training stage of a pipeline."""
+    if isinstance(loaded.recipe, Recipe):
+        return {"stages": [dry_run_recipe(loaded.recipe, loaded.run_dir, set())]}
+    pipeline, run = loaded.recipe, loaded.run_dir
+    assert isinstance(pipeline, Pipeline)
+    outputs = {str(run / s.name) for s in pipeline.stages if isinstance(s, SynthStage)}
+    shapes: dict[str, ModelConfig] = {}
+    stages = []
+    for stage in pipeline.stages:
+        if not isinstance(stage, TrainStage):
+            stages.append({"name": stage.name, "do": stage.do})
+            continue
+        fields = resolve_stages(stage.recipe, run, set())
+        recipe = Recipe.model_validate({"name": stage.name, "seed": pipeline.seed, **fields})
+        figures = dry_run_recipe(recipe, run / stage.name, outputs, shapes.get(str(recipe.init_from)))
+        shapes[str(run / stage.name)] = ModelConfig.model_validate(figures["model"])
+        stages.append(figures)
+    return {"stages": stages, "seconds_estimated": round(sum(s.get("seconds_estimated") or 0 for s in stages), 1)}
+
+
+def print_dry_run(report: dict[str, Any]) -> None:
+    for stage in report["stages"]:
+        if "parameters" not in stage:
+            print(f"{stage['name']}: {stage['do']}")
+            continue
+        about = "about " if stage["steps_are_estimated"] else ""
+        parts = ", ".join(f"{k} {v / 2**20:,.0f}" for k, v in stage["memory_by_part"].items())
+        seconds = stage["seconds_estimated"]
+        print(f"{stage['name']}: {stage['parameters']:,} parameters, {stage['compute']} on {stage['device']}")
+        print(f"  tokens per step: {stage['tokens_per_step']:,}")
+        print(
+            f"  steps: {about + format(stage['steps'], ',') if stage['steps'] else 'known once the data is tokenised'}"
+        )
+        print(f"  memory (estimate): {stage['memory_bytes'] / 2**20:,.0f} MB ({parts})")
+        print(f"  time (estimate): {'not estimated' if seconds is None else format_seconds(seconds)}")
+    print("nothing was written")
