@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments), prog_name="sprout", standalone_mode=False
         )
         sys.stdout.flush()
-        return code if isinstance(code, int) else DONE
+        # typer answers Ctrl-C itself, with this code and without a word.
+        return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or DONE)
     except SproutError as error:
         return _fail(_message(error), error.exit_code)
     except _ClickException as error:
