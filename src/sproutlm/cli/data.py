@@ -53,11 +53,13 @@ def prepare(recipe: RecipeFile, settings: Overrides = None, json_file: JsonFile 
 def inspect(
     what: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe (.yaml) or a data file.")],
     settings: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 5,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For a data file: count its tokens, too.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(min=2, help="For a data file: the length that counts as too long.")] = 256,
+    seq_len: Annotated[
+        int | None, typer.Option(min=2, help="For a data file: the length that counts as too long.")
+    ] = None,
     format: Annotated[str, typer.Option(help="For a data file: its format's name.")] = "auto",
     json_file: JsonFile = None,
 ) -> None:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
-from ..data.records import Record
 from ..data.prepare import prepare as prepare_shards
+from ..data.records import Record
 from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
 from ..errors import DataError
@@ -85,21 +85,21 @@ def prepare_tokenizer(recipe: Recipe, sources: list[SourceConfig], run: Path, sa
     records: Iterable[Record] = read_records(used, recipe.data.on_bad_row, Counts())
     if not own and isinstance(recipe.data.validation, HoldoutConfig):
         records = drop_last(records, recipe.data.validation.rows)  # held-out rows stay unseen by the tokenizer too
-    tokenizer = _train(records, config)
+    tokenizer = _train(records, config, say)
     tokenizer.save(folder)
     return tokenizer
 
 
-def _train(records: Iterable[Record], config: TokenizerConfig) -> Tokenizer:
+def _train(records: Iterable[Record], config: TokenizerConfig, say: Say) -> Tokenizer:
     texts = itertools.chain.from_iterable(texts_of(record) for record in records)
-    return train_tokenizer(texts, config.vocab_size, max_bytes=config.max_bytes)
+    return train_tokenizer(texts, config.vocab_size, max_bytes=config.max_bytes, say=say)
 
 
 def train_tokenizer_on(config: TokenizerConfig, out: Path, say: Say) -> dict[str, Any]:
     """A tokenizer of its own, from the rows of ``config.train_on``, into ``out``."""
     if not config.train_on:
         raise DataError("tokenizer.train_on is empty: name the rows to train the tokenizer on")
-    tokenizer = _train(read_records(config.train_on, "error", Counts()), config)
+    tokenizer = _train(read_records(config.train_on, "error", Counts()), config, say)
     tokenizer.save(out)
     say(f"  {tokenizer.vocab_size} ids")
     return {"vocab_size": tokenizer.vocab_size}
@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
     data = recipe.data
     sources = resolve_synthetic(data.train, run, say)
     tokenizer = prepare_tokenizer(recipe, sources, run, say)
-    template = ChatTemplate(tokenizer.chat_template, tokenizer)
+    template = ChatTemplate.of(tokenizer)
     cache = Path(data.cache) if data.cache else run / "data"
 
     def shards(name: str, used: list[SourceConfig]) -> TokenDataset:

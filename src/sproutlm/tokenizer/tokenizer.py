@@ -227,16 +227,22 @@ class Tokenizer:
         """``tokenizer.json`` as parsed, for checks and exporters."""
         return json.loads(self._json)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (the chat template inside)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, str]:
+        """The tokenizer as text files by name; the chat template is inside ``tokenizer_config.json``."""
         config = dict(self.config)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        (folder / "tokenizer.json").write_bytes(self._json.encode())
-        text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_bytes(text.encode())
+        return {
+            "tokenizer.json": self._json,
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``files()`` into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            (folder / name).write_bytes(text.encode())
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # an older template there would win over ours
 
     @classmethod
