@@ -261,7 +261,7 @@ def test_inspect_tells_recipes_from_data_files(sprout: Run, stand_in: Run, recip
     assert sprout("data", "inspect", recipe, "--rows", "2").code == 0
     assert sprout("data", "inspect", tmp_path / "x.jsonl", "--seq-len", "64", "--format", "alpaca").code == 0
     assert [call[1] for call in of_recipe] == [2]
-    assert of_file == [(tmp_path / "x.jsonl", None, 5, 64, "alpaca")]
+    assert of_file == [(tmp_path / "x.jsonl", None, 3, 64, "alpaca")]
     assert "is a data file" in sprout("data", "inspect", tmp_path / "x.jsonl", "seed=1").err
 
 

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sproutlm.config import Pipeline, Recipe, dump_recipe, load_recipe, run_dir
 from sproutlm.config.load import Loaded, shipped_recipes
