@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +56,7 @@ def bits_per_byte(model: Transformer, batches: Iterable[Batch], token_bytes: Ten
 def batches_of(loader: Loader, rows: int, micro_batch: int) -> Iterator[Batch]:
     """The first ``rows`` packed rows, ``micro_batch`` at a time: the same ones at every call."""
     for start in range(0, rows, max(micro_batch, 1)):
-        yield loader.rows_batch(range(start, min(start + max(micro_batch, 1), rows)))
+        yield loader.rows_batch(np.arange(start, min(start + max(micro_batch, 1), rows)))
 
 
 def make_evaluator(

@@ -32,6 +32,7 @@ class MetricsLog:
         os.replace(temporary, self.path)
 
     def write(self, row: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
 

@@ -71,6 +71,8 @@ class _Language:
             lambda: arithmetic.document(self.language, sums, self.all_held), self.size.arithmetic_documents, seen
         )
         documents += _distinct(lambda: self.instructions.document(tasks), self.size.instruction_documents, seen)
+        names, echoes = [e.name for e in self.world.entities], self.rng("echoes")
+        documents += _distinct(lambda: self.instructions.echo(names, echoes), self.size.echoes, seen)
         documents += _distinct(lambda: small_story(self.language, stories), self.size.small_stories, seen)
         return documents
 

@@ -64,6 +64,12 @@ NARRATED: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+ECHOES: dict[str, tuple[str, ...]] = {
+    "zh": ("名单上写着：{w}。再念一遍：{w}。", "他说：{w}。她也说：{w}。", "第一行：{w}。第二行：{w}。", "请跟我念：{w}。好的：{w}。"),
+    "en": ("The list says: {w}. Once more: {w}.", "He said: {w}. She said too: {w}.", "First line: {w}. Second line: {w}.", "Say after me: {w}. All right: {w}."),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Instruction:
     """A task on some words; ``times`` counts only for ``repeat``."""
@@ -151,3 +157,12 @@ class InstructionMaker:
             else:
                 parts.append(instruction.ask(self.lexicon, rng) + space + instruction.answer(self.lexicon) + stop)
         return space.join(parts)
+
+    def echo(self, names: list[str], rng: random.Random) -> str:
+        """A list of names and words, said twice. What is said again can only be foreseen by looking back and copying,
+        which is the skill that every answer needs: to take the name from the question."""
+        while True:
+            items = rng.sample(names + self.words, rng.randint(4, 7))
+            if not self._tells_held(tuple(items)):
+                said = self.lexicon.comma.join(items)
+                return rng.choice(ECHOES[self.lexicon.language]).format(w=said)

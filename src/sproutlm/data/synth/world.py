@@ -21,9 +21,10 @@ class Size:
     things: int = 16
     rounds: int = 130  # each entity is the subject of one document per round
     qa_share: float = 0.08  # share of the fact documents that ask and answer, all of them about taught entities
-    arithmetic_documents: int = 2100  # three worked sums each
-    instruction_documents: int = 1600
-    small_stories: int = 1500
+    arithmetic_documents: int = 1700  # three worked sums each
+    instruction_documents: int = 2000
+    echoes: int = 2400  # lists of names and words said twice
+    small_stories: int = 800
     valid_documents: int = 300  # both languages, spread over the kinds
     fact_questions_per_fact: int = 6  # fine-tuning turns for each taught fact
     arithmetic_chats: int = 1200
@@ -41,7 +42,7 @@ class Size:
 SIZES = {
     "small": Size(),
     "tiny": Size(
-        rounds=7, arithmetic_documents=105, instruction_documents=80, small_stories=75, valid_documents=30, fact_questions_per_fact=1,
+        rounds=7, arithmetic_documents=105, instruction_documents=80, echoes=80, small_stories=75, valid_documents=30, fact_questions_per_fact=1,
         arithmetic_chats=70, instruction_chats=60, small_talk=20, sft_valid=24, preferences=30, labels=60, fact_questions=20,
         arithmetic_questions=14, instruction_questions=18,
     ),
