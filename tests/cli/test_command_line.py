@@ -293,3 +293,17 @@ def test_load_is_reached_without_importing_torch_first() -> None:
     code = "import sys, sproutlm; assert 'torch' not in sys.modules; assert callable(sproutlm.load); print(sproutlm.__version__)"
     ran = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
     assert ran.stdout.strip() == "0.1.0", ran.stderr
+
+
+def test_sampling_settings_reach_the_model(sprout: Run, stand_in: Run, tmp_path: Path) -> None:
+    chats = stand_in("infer.chat", "chat")
+    texts = stand_in("infer.generate", "generate", {"text": "x"})
+    flags = ["--top-k", "5", "--top-p", "0.5", "--repetition-penalty", "1.5", "--max-tokens", "9", "--seed", "3"]
+    assert sprout("chat", tmp_path, "--system", "be brief", "--temperature", "0.2", *flags).code == 0
+    assert sprout("generate", tmp_path, "Once", "--greedy", "--raw", *flags, "--json", tmp_path / "g.json").code == 0
+    assert sprout("generate", tmp_path).code == 0
+    shared = {"top_k": 5, "top_p": 0.5, "repetition_penalty": 1.5, "max_tokens": 9, "seed": 3}
+    assert chats == [(tmp_path, {"system": "be brief", "temperature": 0.2, **shared})]
+    assert texts[0] == (tmp_path, "Once", {"as_chat": False, "system": None, "temperature": 0.0, **shared})
+    assert texts[1][2]["as_chat"] is None and texts[1][2]["top_p"] == 1.0
+    assert json.loads((tmp_path / "g.json").read_text()) == {"text": "x"}
