@@ -54,7 +54,9 @@ def _question(row: Row) -> Question:
     value = row.value
 
     def fault(sentence: str) -> DataError:
-        return DataError(f"{row.where}: {sentence}; a question has id, kind, language, messages, answer, check, options")
+        return DataError(
+            f"{row.where}: {sentence}; a question has id, kind, language, messages, answer, check, options"
+        )
 
     if not isinstance(value, dict):
         raise fault(f"expected an object, found {type(value).__name__}")
@@ -73,8 +75,8 @@ def _question(row: Row) -> Question:
     if not isinstance(options, list) or not all(isinstance(option, str) and option for option in options):
         raise fault("options must be a list of texts")
     chat = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    fields = [value[key] for key in ("id", "kind", "language")]
-    return Question(*fields, chat, value["answer"], value["check"], tuple(options))
+    id_, kind, language = (value[key] for key in ("id", "kind", "language"))
+    return Question(id_, kind, language, chat, value["answer"], value["check"], tuple(options))
 
 
 def _is_message(message: Any) -> bool:

@@ -126,7 +126,7 @@ class Terminal:
                 self.write("model: ")
             self.write_all(pieces)
         except KeyboardInterrupt:
-            pieces.close()  # type: ignore[attr-defined]
+            pieces.close()
             self.write("\n")
             self.note("stopped")
             return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Conversation:
         self.messages, self.dropped = [], 0
         self._prefix.clear()
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Say ``text`` and stream the answer in pieces of whole characters.
 
         When the caller stops in the middle, what came so far is kept as the answer, marked as not to be trained on: it

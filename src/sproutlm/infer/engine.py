@@ -123,7 +123,9 @@ class Engine:
         """SproutError where the prompt cannot be run."""
         length, limit = len(request.prompt_ids), self.model.config.max_seq_len
         if not length:
-            raise SproutError("the prompt has no tokens; begin with the tokenizer's end-of-document token to start anew")
+            raise SproutError(
+                "the prompt has no tokens; begin with the tokenizer's end-of-document token to start anew"
+            )
         if length >= limit:
             raise SproutError(
                 f"the prompt has {length} tokens and the model's context holds {limit}, the answer included; "

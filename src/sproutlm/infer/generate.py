@@ -116,13 +116,10 @@ def open_model(path: Path | str) -> tuple[Transformer, Tokenizer]:
 
 
 def run_of(path: Path | str) -> Path | None:
-    """The run folder that ``path`` is, or lies in (its ``model/``, one of its checkpoints); None where there is none."""
+    """The folder whose ``recipe.yaml`` describes the model at ``path``: its run, where it lies in one, else itself."""
     path = Path(path).absolute()
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / "recipe.yaml").is_file() and (folder == path or path.name == "model" or path.parent.name == "checkpoints"):
-            checkpoint = (folder / "COMPLETE").is_file() and folder.parent.name == "checkpoints"
-            return folder.parent.parent if checkpoint and (folder.parent.parent / "recipe.yaml").is_file() else folder
-    return None
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "model" else path
+    return next((folder for folder in (run, path) if (folder / "recipe.yaml").is_file()), None)
 
 
 def stage_of(path: Path | str) -> str | None:
