@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
@@ -15,10 +15,13 @@ from ..data.prepare import prepare as prepare_shards
 from ..data.records import Record
 from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokenizer.train import texts_of, train_tokenizer
+
+if TYPE_CHECKING:
+    from ..config.load import Loaded
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -141,6 +144,22 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
         validation = shards("validation", resolve_synthetic(data.validation, run, say))
     train.check_vocab(tokenizer.vocab_size)
     return Prepared(train, validation, tokenizer, template)
+
+
+def prepare_data(loaded: Loaded, say: Say = print) -> dict[str, Any]:
+    """``sprout data prepare``: build what the recipe trains on; the figures of what was built."""
+    if not isinstance(loaded.recipe, Recipe):
+        raise RecipeError([f"{loaded.path}: several stages; `data prepare` takes a recipe of one training run"])
+    made = prepare(loaded.recipe, loaded.run_dir, say)
+    parts = {"train": made.train, "validation": made.validation}
+    figures = {
+        name: {"documents": part.n_documents, "tokens": part.n_tokens, "fingerprint": part.fingerprint}
+        for name, part in parts.items()
+        if part is not None
+    }
+    for name, part in figures.items():
+        say(f"{name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
+    return {"run": str(loaded.run_dir), "vocab_size": made.tokenizer.vocab_size, "counts": made.train.manifest["counts"], **figures}
 
 
 def loader_of(recipe: Recipe, dataset: TokenDataset, pad_id: int) -> Loader:
