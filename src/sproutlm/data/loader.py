@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .packing import pack
 
 if TYPE_CHECKING:
@@ -97,7 +99,13 @@ def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:
 
 
 class Loader:
-    """Packs a data set once, then gives any step's batch directly."""
+    """Packs a data set once, then gives any step's batch directly.
+
+    Which tokens are targets: those that the data set marks as trained, where the same row holds the token before them.
+    With ``document_mask`` that must be a token of the same document. Without it a row is one context, counted through:
+    a document's first token may be a target (in our shards that is its leading end token, which is not trained); only
+    the first token of a long document's further piece never is, because what it continues stands in another row.
+    """
 
     def __init__(
         self,
@@ -109,13 +117,23 @@ class Loader:
         packing: str = "best_fit",
         document_mask: bool = True,
         pad_id: int = 0,
+        repeat: int = 1,
     ) -> None:
         self.dataset, self.seq_len, self.rows_per_step = dataset, seq_len, rows_per_step
         self.document_mask, self.pad_id = document_mask, pad_id
         # An epoch holds a repeated source's documents several times; ``entries`` maps packed entries to documents.
-        self.entries = dataset.epoch_entries()
-        self.packing = pack(dataset.lengths[self.entries], seq_len, packing)
-        self._key = f"{dataset.fingerprint}/{seed}/{seq_len}/{packing}"
+        entries = np.tile(dataset.epoch_entries(), repeat)
+        self.packing = pack(dataset.lengths[entries], seq_len, packing)
+        if not self.packing.n_rows:
+            raise DataError(f"{dataset.path}: no document to train on; the data set or the part of it used is empty")
+        segment_document = entries[self.packing.segment_document]
+        self._segment_start = dataset.starts[segment_document] + self.packing.segment_offset  # (segments,) tokens
+        self._key = f"{dataset.fingerprint}/{seed}"
+
+    @property
+    def rows(self) -> int:
+        """Packed rows, each of which one epoch holds once."""
+        return self.packing.n_rows
 
     @property
     def rows_per_epoch(self) -> int:
@@ -126,55 +144,65 @@ class Loader:
         return step * self.rows_per_step / self.rows_per_epoch
 
     def row_indices(self, step: int) -> np.ndarray:
-        """Rows of the whole step, over all ranks: the epoch's permutation at consecutive places."""
+        """Rows of the whole step, over all ranks: the epoch's permutation at consecutive places. int64"""
         places = np.arange(step * self.rows_per_step, (step + 1) * self.rows_per_step, dtype=np.int64)
         epochs, within = np.divmod(places, self.rows_per_epoch)
         out = np.empty_like(places)
-        for epoch in np.unique(epochs):  # a step spans more epochs than one only when the data are tiny
+        for epoch in np.unique(epochs):  # a step spans more epochs than two only when the data are tiny
             chosen = epochs == epoch
             out[chosen] = permute(within[chosen], self.rows_per_epoch, f"{self._key}/{epoch}")
         return out
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """This rank's rows of ``step``: every ``world_size``-th, so that all ranks together give the same step."""
+        if self.rows_per_step < world_size:
+            raise DataError(
+                f"a step has {self.rows_per_step} rows, fewer than {world_size} ranks; raise train.batch_tokens to at "
+                f"least {world_size * self.seq_len}"
+            )
         return self.rows_batch(self.row_indices(step)[rank::world_size])
 
-    def rows_batch(self, rows: np.ndarray) -> Batch:
+    def rows_batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given packed rows as one batch; width trimmed to the longest row, rounded up to a multiple of 8."""
-        slices = [self.packing.row(int(r)) for r in rows]
-        used = [int(self.packing.segment_length[s].sum()) for s in slices]
-        width = min(self.seq_len, -(-max(used) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
-        shape = (len(rows), width)
-        tokens = np.full(shape, self.pad_id, dtype=np.int64)
-        trained = np.zeros(shape, dtype=bool)
-        positions = np.zeros(shape, dtype=np.int64)
-        documents = np.full(shape, -1, dtype=np.int64)
-        for r, segments in enumerate(slices):
-            self._fill_row(segments, tokens[r], trained[r], positions[r], documents[r])
-        targets = np.full(shape, IGNORE, dtype=np.int64)
-        counts = trained[:, 1:]
-        if self.document_mask:  # a document's first token is nobody's target: what came before is not its context
-            counts = counts & (documents[:, 1:] == documents[:, :-1])
-        targets[:, :-1] = np.where(counts, tokens[:, 1:], IGNORE)
-        apart = self.document_mask and any(s.stop - s.start > 1 for s in slices)
+        rows = np.asarray(rows, dtype=np.int64)
+        first = self.packing.row_starts[rows]
+        n_segments = self.packing.row_starts[rows + 1] - first
+        segments = _ranges(first, n_segments)  # all segments of the rows, row by row
+        lengths = self.packing.segment_length[segments]
+        of_token = np.repeat(np.arange(len(segments)), lengths)  # (tokens,) which of ``segments`` each token is in
+        row = np.repeat(np.arange(len(rows)), n_segments)[of_token]
+        row_lengths = np.bincount(row, minlength=len(rows))
+        column = _ranges(np.zeros_like(row_lengths), row_lengths)
+        within = _ranges(np.zeros_like(lengths), lengths)  # place in the segment
+        ids, trained = self.dataset.gather(self._segment_start[segments][of_token] + within)
+
+        begins = within == 0
+        if self.document_mask:
+            is_target = trained & ~begins
+        else:
+            continued = self.packing.segment_offset[segments][of_token] > 0
+            is_target = trained & (column > 0) & ~(begins & continued)
+        width = min(self.seq_len, -(-int(row_lengths.max(initial=1)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+
+        def grid(fill: int, rows_: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Tensor:
+            out = np.full((len(rows), width), fill, dtype=np.int64)
+            out[rows_, columns] = values
+            return torch.from_numpy(out)
+
+        document_ids = None
+        if self.document_mask and (n_segments > 1).any():
+            number = _ranges(np.zeros_like(n_segments), n_segments)  # 0, 1, ... in each row
+            document_ids = grid(-1, row, column, number[of_token])
         return Batch(
-            torch.from_numpy(tokens),
-            torch.from_numpy(targets),
-            torch.from_numpy(positions),
-            torch.from_numpy(documents) if apart else None,
-            torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+            tokens=grid(self.pad_id, row, column, ids),
+            targets=grid(IGNORE, row[is_target], column[is_target] - 1, ids[is_target]),
+            positions=grid(0, row, column, within if self.document_mask else column),
+            document_ids=document_ids,
+            row_ids=torch.from_numpy(rows.copy()),
         )
 
-    def _fill_row(
-        self, segments: slice, tokens: np.ndarray, trained: np.ndarray, positions: np.ndarray, documents: np.ndarray
-    ) -> None:
-        at = 0
-        for number, segment in enumerate(range(segments.start, segments.stop)):
-            document = int(self.entries[self.packing.segment_document[segment]])
-            offset, length = int(self.packing.segment_offset[segment]), int(self.packing.segment_length[segment])
-            ids, mask = self.dataset.read_document(document, offset, length)
-            tokens[at : at + length], trained[at : at + length] = ids, mask
-            documents[at : at + length] = number
-            start = 0 if self.document_mask else at  # without the mask a row is one context, counted through
-            positions[at : at + length] = np.arange(start, start + length)
-            at += length
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The ranges ``starts[i]`` up to ``starts[i] + counts[i]``, one after another."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))

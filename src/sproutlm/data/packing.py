@@ -113,7 +113,9 @@ def _best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray
     return row_of, n_rows
 
 
-def _put(rows_with: dict[int, deque[np.ndarray]], rooms: list[int], room: int, rows: np.ndarray, first: bool = False) -> None:
+def _put(
+    rows_with: dict[int, deque[np.ndarray]], rooms: list[int], room: int, rows: np.ndarray, first: bool = False
+) -> None:
     """Note that ``rows`` have ``room`` left; full rows are forgotten."""
     if room == 0 or not len(rows):
         return
