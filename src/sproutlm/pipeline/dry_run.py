@@ -150,7 +150,7 @@ def dry_run(loaded: Loaded) -> dict[str, Any]:
     assert isinstance(pipeline, Pipeline)
     outputs = {str(run / s.name) for s in pipeline.stages if isinstance(s, SynthStage)}
     shapes: dict[str, ModelConfig] = {}
-    stages = []
+    stages: list[dict[str, Any]] = []
     for stage in pipeline.stages:
         if not isinstance(stage, TrainStage):
             stages.append({"name": stage.name, "do": stage.do})

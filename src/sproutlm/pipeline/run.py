@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
@@ -23,8 +24,9 @@ from ..config.schema import (
     TokenizerStage,
     TrainStage,
 )
-from ..errors import CheckFailed, RecipeError
+from ..errors import CheckFailed, CheckpointError, RecipeError
 from ..train.checkpoint import file_sha256, write_atomic
+from .continuation import run_lock
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
@@ -70,21 +72,22 @@ def resolve_stages(value: Any, run: Path, used: set[str]) -> Any:
 
 
 def external_files(value: Any) -> list[Path]:
-    """Files named by ``path``-like strings in a stage's fields that lie outside the run."""
+    """Files named by ``path``-like strings (a file, a folder, a glob) in a stage's fields that lie outside the run."""
     if isinstance(value, str):
-        path = Path(value)
+        if not Path(value).is_absolute():
+            return []
         try:
-            if path.is_absolute() and path.exists():
-                return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            named = [Path(value)] if Path(value).exists() else [Path(name) for name in glob.glob(value, recursive=True)]
+            inside = [p for path in named for p in (path.rglob("*") if path.is_dir() else [path])]
+            return sorted(path for path in inside if path.is_file())
         except OSError:
             return []
-        return []
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [path for item in items for path in external_files(item)]
 
 
-def stage_key(stage: Stage, progress: Progress) -> str:
-    """Hash of what the stage's result depends on: its fields, the stages it uses, the content of outside files."""
+def stage_key(stage: Stage, progress: Progress, seed: int) -> str:
+    """Hash of what the stage's result depends on: its fields, the seed, the stages it uses, outside files' content."""
     used: set[str] = set()
     fields = stage.model_dump(mode="json")
     resolve_stages(fields, Path("/"), used)
@@ -93,6 +96,7 @@ def stage_key(stage: Stage, progress: Progress) -> str:
         raise RecipeError([f"stages.{stage.name}: stage:{unknown[0]} is not the name of an earlier stage"])
     content = {
         "version": __version__,
+        "seed": seed,
         "fields": fields,
         "uses": {name: progress.stages[name]["key"] for name in sorted(used)},
         "files": {str(p): file_sha256(p) for p in external_files(fields)},
@@ -144,6 +148,8 @@ def converse_stage(stage: ChatStage, model_path: Path, folder: Path, seed: int, 
     from ..infer.sampling import SamplingParams
 
     model, tokenizer = load(model_path)
+    if tokenizer is None:
+        raise CheckpointError(f"{model_path}: it has no tokenizer.json, so nothing can be said to it")
     turns = converse(model, tokenizer, stage.says, SamplingParams(temperature=0.0, max_tokens=96, seed=seed))
     for turn in turns:
         say(f"  {'you' if turn['role'] == 'user' else 'model'}: {turn['content']}")
@@ -156,15 +162,13 @@ def run(loaded: Loaded, say: Say = print) -> dict[str, Any]:
     """Run the stages in order; write ``report.json`` and ``loss.png``; a requirement not met ends with exit code 2."""
     pipeline = loaded.recipe
     assert isinstance(pipeline, Pipeline)
-    from .train import run_lock
-
     folder = loaded.run_dir
     with run_lock(folder):
         started = time.perf_counter()
         progress = Progress.load(folder)
         for number, stage in enumerate(pipeline.stages, 1):
             head = f"[{number}/{len(pipeline.stages)}] {stage.name}"
-            key = stage_key(stage, progress)
+            key = stage_key(stage, progress, pipeline.seed)
             known = progress.stages.get(stage.name, {})
             if known.get("key") == key and known.get("done") and (folder / stage.name).is_dir():
                 say(f"{head}: done before, unchanged")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +22,13 @@ from ..train.checkpoint import Checkpointer, write_atomic
 from ..train.metrics import MetricsLog, plot_losses, read_metrics
 from ..train.precision import choose_compute
 from ..train.trainer import Trainer
+from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
-# What may differ when a run continues: where things lie and how fast they are made, not what they are.
-PLACE_KEYS = ("run", "data.cache", "data.workers", "path", "init_from")
 
 
 def import_attribute(reference: str, what: str) -> Any:
@@ -54,55 +51,6 @@ def total_steps(recipe: Recipe, rows_per_epoch: int) -> int:
         return max(1, train.tokens // train.batch_tokens)
     assert train.epochs is not None
     return max(1, round(train.epochs * rows_per_epoch / (train.batch_tokens // recipe.data.seq_len)))
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys whose values differ between two resolved recipes, as (dotted key, old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        out = []
-        for key in sorted(old.keys() | new.keys()):
-            out += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        return out
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{path}.{i}")]
-    same_place = path in PLACE_KEYS or path.rsplit(".", 1)[-1] in PLACE_KEYS
-    return [] if old == new or same_place else [(path, old, new)]
-
-
-def check_continuation(
-    old: dict[str, Any], new: dict[str, Any], allowed: set[str], run: Path
-) -> list[tuple[str, Any, Any]]:
-    """Compare what a checkpoint was made with and what is asked now; refuse differences that were not asked for."""
-    found = differences(old, new)
-    refused = [(k, a, b) for k, a, b in found if k.removeprefix("recipe.") not in allowed]
-    if refused:
-        lines = "; ".join(f"{k.removeprefix('recipe.')}: was {a!r}, now {b!r}" for k, a, b in refused)
-        raise CheckpointError(
-            f"{run}: the checkpoints there were made with other settings ({lines}). Start again with the old settings, "
-            "or name what shall change (--change key=value), or use another run folder (run=DIR)"
-        )
-    return found
-
-
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Refuse a second process on the same run folder. The lock dies with its process, also under kill -9."""
-    run.mkdir(parents=True, exist_ok=True)
-    if not os.access(run, os.W_OK):
-        raise SproutError(f"{run}: this folder cannot be written; choose another with run=DIR")
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    with open(run / ".lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SproutError(
-                f"{run}: another process trains in this folder; wait for it, or use another run=DIR"
-            ) from error
-        yield
 
 
 def choose_device(name: str) -> torch.device:
@@ -132,8 +80,9 @@ def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer,
 
         config, state, _ = load_state(Path(start))
         if recipe.model is not None:
-            asked = recipe.model.model_dump(exclude={"vocab_size", "dropout", "max_seq_len"})
-            there = config.model_dump(exclude={"vocab_size", "dropout", "max_seq_len"})
+            asked = recipe.model.model_dump(exclude={"dropout", "max_seq_len"})
+            there = config.model_dump()
+            asked["vocab_size"] = asked["vocab_size"] or config.vocab_size
             wrong = [f"{k}: {there[k]} there, {asked[k]} in the recipe" for k in asked if asked[k] != there[k]]
             if wrong:
                 raise CheckpointError(
@@ -205,11 +154,7 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
         loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
         steps = total_steps(recipe, loader.rows_per_epoch)
         resolved = resolve(recipe, run, config, steps, compute)
-        identity = {
-            "recipe": json.loads(resolved.model_dump_json()),
-            "data": prepared.train.fingerprint,
-            "tokenizer": prepared.tokenizer.fingerprint,
-        }
+        identity = identity_of(resolved, prepared, model)
         record_continuation(checkpointer, identity, changes or [], run, say)
         write_atomic(run / "recipe.yaml", dump_recipe(resolved))
         write_atomic(run / "env.json", json.dumps(environment(), indent=1) + "\n")
@@ -241,24 +186,6 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
         announce(recipe, prepared, model, steps, say)
         result = trainer.fit()
         return finish(recipe, run, trainer, prepared, result, say)
-
-
-def record_continuation(
-    checkpointer: Checkpointer, identity: dict[str, Any], changes: list[str], run: Path, say: Say
-) -> None:
-    """Compare with the newest checkpoint; changes asked for by name are let through, said, and kept in changes.jsonl."""
-    checkpoint = checkpointer.latest()
-    if checkpoint is None:
-        return
-    allowed = {c.partition("=")[0].strip() for c in changes}
-    # One wish changes what follows from it: the number of steps may have been given as tokens or epochs.
-    if allowed & {"train.steps", "train.tokens", "train.epochs"}:
-        allowed.add("train.steps")
-    for key, old, new in check_continuation(checkpoint.state()["identity"], identity, allowed, run):
-        key = key.removeprefix("recipe.")
-        say(f"change at step {checkpoint.step}: {key} {old!r} -> {new!r}")
-        with open(run / "changes.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": checkpoint.step, "key": key, "old": old, "new": new}) + "\n")
 
 
 def announce(recipe: Recipe, prepared: Prepared, model: Transformer, steps: int, say: Say) -> None:
@@ -316,12 +243,13 @@ def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, resu
     started = time.perf_counter()
     save(final, prepared.tokenizer, run / "model")
     metrics = read_metrics(run / "metrics.jsonl")
+    share = None
     if recipe.init_from not in (None, "random"):
         share = changed_share(final, Path(recipe.init_from))
         say(f"{share:.1%} of the weights changed (as bf16)")
     plot_losses({recipe.name: run / "metrics.jsonl"}, run / "loss.png")
     losses = [r["loss"] for r in metrics if "loss" in r]
-    validation = next((r for r in reversed(metrics) if "val_loss" in r), {})
+    validation: dict[str, Any] = next((r for r in reversed(metrics) if "val_loss" in r), {})
     say(f"done: {run / 'model'} (written in {time.perf_counter() - started:.1f} s)")
     return {
         "run": str(run),
@@ -335,6 +263,7 @@ def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, resu
         "bits_per_byte": validation.get("val_bpb"),
         "compute": "bf16" if trainer.weights.separate else "float32",
         "parameters": sum(p.numel() for p in final.parameters()),
+        "changed_share": share,
     }
 
 

@@ -60,16 +60,17 @@ def verify(folder: Path) -> str | None:
     if not marker.is_file():
         return f"{folder} has no {MARKER} marker: the save was cut off"
     try:
-        files = json.loads(marker.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, OSError):
+        table = json.loads(marker.read_text(encoding="utf-8"))["files"]
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return f"{marker} is unreadable"
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}: truncated"
-        if file_sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes instead of {size}: truncated"
+        if file_sha256(path) != digest:
             return f"{path} does not match its checksum: damaged"
     return None
 
@@ -98,14 +99,15 @@ class Checkpointer:
         self.folder = folder
         self.keep_last = keep_last
         self.say = say
+        self._said: set[str] = set()  # the newest checkpoint is looked for more than once; its faults are said once
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps of complete checkpoints, rising. Half-written folders never count."""
+        """Steps of the checkpoints there, rising. What is still being written has a hidden name and never counts."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else []
-        return sorted(int(p.name[5:]) for p in found if p.name[5:].isdigit() and (p / MARKER).is_file())
+        return sorted(int(p.name[5:]) for p in found if p.name[5:].isdigit() and p.is_dir())
 
     def latest(self) -> Checkpoint | None:
         """The newest undamaged checkpoint; each damaged one passed over is said."""
@@ -114,7 +116,9 @@ class Checkpointer:
             fault = verify(self._path(step))
             if fault is None:
                 return Checkpoint(self._path(step), step)
-            self.say(f"warning: checkpoint of step {step} is damaged ({fault}); using the one before it")
+            if fault not in self._said:
+                self._said.add(fault)
+                self.say(f"warning: checkpoint of step {step} is damaged ({fault}); using the one before it")
         if steps:
             raise CheckpointError(
                 f"{self.folder}: none of the {len(steps)} checkpoints is undamaged; "
@@ -138,7 +142,7 @@ class Checkpointer:
         temporary = self.folder / f".{final.name}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob(".step-*.tmp"):
+            for stale in self.folder.glob(".step-*.tmp"):  # of a save or a removal that was cut off
                 shutil.rmtree(stale)
             temporary.mkdir()
             save_file(
@@ -160,8 +164,7 @@ class Checkpointer:
                 fsync_path(path)
             write_atomic(temporary / MARKER, json.dumps({"step": step, "files": table}, indent=1))
             fsync_path(temporary)
-            if final.exists():  # damaged, or cut off by an older version: never a loadable one
-                shutil.rmtree(final)
+            self._remove(final)  # if it is there at all, it is damaged
             os.replace(temporary, final)
             fsync_path(self.folder)
             write_atomic(self.folder / "latest", final.name + "\n")
@@ -179,10 +182,19 @@ class Checkpointer:
                 f"{self.folder}: the checkpoint of step {step} could not be written: {reason}; {kept}. "
                 "Make room and start the same command again."
             ) from error
-        self._prune(keep or set())
+        self._prune(step, keep or set())
         return final
 
-    def _prune(self, keep: set[int]) -> None:
-        for step in self.steps()[: -self.keep_last]:
+    def _prune(self, newest: int, keep: set[int]) -> None:
+        """Remove what is older than the last ``keep_last``. Steps after ``newest`` are damaged ones that the run went
+        back from: they are not counted as kept, and are written anew when the run comes to them again."""
+        for step in [s for s in self.steps() if s <= newest][: -self.keep_last]:
             if step not in keep:
-                shutil.rmtree(self._path(step))
+                self._remove(self._path(step))
+
+    def _remove(self, path: Path) -> None:
+        """Hidden first, so that a kill in the middle never leaves half a checkpoint under its own name."""
+        if path.exists():
+            hidden = path.with_name(f".{path.name}.removed.tmp")
+            os.replace(path, hidden)
+            shutil.rmtree(hidden)

@@ -34,6 +34,12 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.mT if tall else x).float()
 
 
+def variance_shape(matrix: Tensor) -> tuple[int, int]:
+    """One running mean square for each place on the longer side: (rows, 1) for tall matrices, (1, cols) for wide ones."""
+    rows, cols = matrix.shape
+    return (rows, 1) if rows >= cols else (1, cols)
+
+
 class Muon(torch.optim.Optimizer):
     """For the blocks' 2-D weights. Matrices of one shape are stacked, so that a step is a few batched products.
 
@@ -70,10 +76,8 @@ class Muon(torch.optim.Optimizer):
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
             if not self.state[p]:
-                rows, cols = p.shape
                 self.state[p]["momentum"] = torch.zeros_like(p)
-                # One variance per row of the longer side's complement: (rows, 1) for tall matrices, (1, cols) for wide.
-                self.state[p]["variance"] = p.new_zeros((rows, 1) if rows >= cols else (1, cols))
+                self.state[p]["variance"] = p.new_zeros(variance_shape(p))
         mu, lr = group["momentum"], group["lr"]
         grads = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p]["momentum"] for p in params]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
 from ..config.schema import OptimizerConfig
-from .muon import Muon
+from .muon import Muon, variance_shape
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
     """Matrices inside the blocks: what Muon updates."""
     return parameter.ndim == 2 and name.startswith("layers.")
+
+
+def state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """What ``optimizer`` keeps of ``parameter``, as it is stored: name -> shape."""
+    shape = tuple(parameter.shape)
+    if isinstance(optimizer, Muon):
+        return {"momentum": shape, "variance": variance_shape(parameter)}
+    return {"step": (1,), "exp_avg": shape, "exp_avg_sq": shape}
 
 
 class Optimizers:
@@ -63,12 +73,23 @@ class Optimizers:
         return out
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what ``tensors()`` gave; a name that does not fit is an error."""
+        """Restore what ``tensors()`` gave; ValueError where it is not the state of these optimizers (pitfall 32)."""
         owner = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for full_name, value in tensors.items():
             name, key = full_name.rsplit("/", 1)
+            by_parameter[name][key] = value
+        for name, state in by_parameter.items():
             if name not in self.masters:
                 raise ValueError(f"the optimizer state names {name!r}, which the model does not have")
             parameter = self.masters[name]
-            value = value.reshape(()) if key == "step" else value.to(parameter.device)
-            owner[id(parameter)].state[parameter][key] = value.clone()
+            optimizer = owner[id(parameter)]
+            expected = state_shapes(optimizer, parameter)
+            found = {key: tuple(value.shape) for key, value in state.items()}
+            if found != expected:
+                raise ValueError(
+                    f"{name}: the optimizer state is {found}; {type(optimizer).__name__} here needs {expected}"
+                )
+            for key, value in state.items():
+                value = value.reshape(()) if key == "step" else value.to(parameter.device)
+                optimizer.state[parameter][key] = value.clone()

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 from ..data.loader import Batch
-from ..errors import Interrupted, SproutError
+from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
 from .checkpoint import Checkpointer
 from .metrics import Console, MetricsLog, memory_mb
@@ -151,7 +151,9 @@ class Trainer:
         """Train to the end, or to the next step boundary after SIGTERM or SIGINT (saved, then ``Interrupted``)."""
         started = time.perf_counter()
         resumed_from = self._resume()
-        loss, validation, stopped_early = math.nan, {}, False
+        loss, validation = math.nan, {}
+        # A run that stopped early is finished: the same command again trains no further.
+        stopped_early = 0 < self.config.early_stop <= self.state.validations_without_best
         self.model.train()
         with self._signals():
             while self.state.step < self.total_steps and not stopped_early:
@@ -262,8 +264,13 @@ class Trainer:
         if checkpoint is None:
             self.metrics.rewind(-1)
             return 0
-        self.weights.load(checkpoint.model_tensors())
-        self.optimizers.load_tensors(checkpoint.optimizer_tensors())
+        try:
+            self.weights.load(checkpoint.model_tensors())
+            self.optimizers.load_tensors(checkpoint.optimizer_tensors())
+        except ValueError as error:  # a change was asked for that these tensors cannot follow
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit what this recipe builds: {error}; begin in another folder (run=DIR)"
+            ) from error
         self.state = TrainState(**checkpoint.state()["state"])
         self.metrics.rewind(self.state.step)
         self.say(f"continuing from step {self.state.step} of {self.total_steps} ({checkpoint.path})")
@@ -280,7 +287,8 @@ class Trainer:
             if self._stop_signal == signal.SIGINT and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._stop_signal = number
-            self.say(f"{signal.Signals(number).name} received: saving after this step (Ctrl-C again stops at once)")
+            with suppress(RuntimeError):  # Python refuses to print when the signal came in the middle of a print
+                self.say(f"{signal.Signals(number).name} received: saving after this step (Ctrl-C again stops at once)")
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
