@@ -159,6 +159,11 @@ class Encoder:
     on_long: str
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What beside tokenizer and template decides the tokens of a row."""
+        return {"seq_len": self.seq_len, "on_bad_row": self.on_bad_row, "on_long": self.on_long}
+
+    @property
     def dtype(self) -> np.dtype:
         """Little-endian uint16 up to 65,536 ids, else uint32."""
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")

@@ -20,6 +20,7 @@ class FileHashes:
     def __init__(self, memory: Path, say: Callable[[str], None]) -> None:
         self._memory, self._say = memory, say
         self._fresh: dict[str, list[int | str]] = {}
+        self._stamps: dict[Path, list[int]] = {}
         try:
             self._known: dict[str, list[int | str]] = dict(json.loads(memory.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -34,6 +35,7 @@ class FileHashes:
             stat = path.stat()
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             name = str(path.absolute())
+            self._stamps[path] = stamp
             known = self._known.get(name)
             if known is not None and known[:3] == stamp:
                 digest = str(known[3])
@@ -44,6 +46,14 @@ class FileHashes:
         if max(stat.st_mtime_ns, stat.st_ctime_ns) < now - SETTLED_NS:
             self._fresh[name] = [*stamp, digest]
         return digest
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether a file whose hash was asked for has not been touched since."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        return self._stamps[path] == [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
     def save(self) -> None:
         """Remember what was looked at this time. A folder that cannot be written only costs a second reading."""

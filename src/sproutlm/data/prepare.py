@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..tokenizer.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
+OUR_FILES = re.compile(r"\.?(\d{5,}\.ds(\.index|\.loss|\.metadata)?|manifest\.json|progress\.json)(\.tmp)?")
 EARLY_CHATS = 1000  # conversations after which a stop token that none has trained is no accident
 
 
@@ -97,10 +99,7 @@ def _key(sources: Sequence[SourceConfig], encoder: Encoder, shard_tokens: int, h
         "sources": described,
         "tokenizer": encoder.tokenizer.fingerprint,
         "template": encoder.template.fingerprint,
-        "seq_len": encoder.seq_len,
-        "on_bad_row": encoder.on_bad_row,
-        "on_long": encoder.on_long,
-        "shard_tokens": shard_tokens,
+        "options": {**encoder.options, "shard_tokens": shard_tokens},
     }
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
@@ -121,7 +120,6 @@ def _reuse(out: Path, key: str, sources: Sequence[SourceConfig], hashes: FileHas
     if manifest.get("key") != key or manifest.get("format") != FORMAT:
         return None
     if not all(_is_whole(out, shard, hashes) for shard in manifest["shards"]):
-        say(f"{out}: a token shard there is damaged; they are made again")
         return None
     if [s["repeat"] for s in manifest["sources"]] != [s.repeat for s in sources]:
         with _writing(out):
@@ -164,7 +162,7 @@ class _Job:
         self.out, self.key, self.sources = out, key, sources
         self.encoder, self.shard_tokens, self.say = encoder, shard_tokens, say
         self.states = [_SourceState() for _ in sources]
-        self.finished: list[dict[str, Any]] = []  # {"shard": manifest entry, "sources": states after it}
+        self.finished: list[dict[str, Any]] = []  # what the writer says of each shard, and the states after it
         self.writer: ShardWriter | None = None
 
     def run(self, hashes: FileHashes, workers: int) -> None:
@@ -177,28 +175,35 @@ class _Job:
                     self._source(index, encoding)
         if self.writer is not None:
             self._close_shard()
+        for path in (path for source in self.sources for path in find_files(source.path).paths):
+            if not hashes.unchanged(path):
+                raise DataError(f"{path}: the file changed while it was being read; run the same command again")
         self._conclude()
 
     def _continue(self, hashes: FileHashes) -> None:
         """Keep finished shards that are whole; everything after the first that is not is made again."""
-        progress = _read_json(self.out / PROGRESS)
-        if not progress and not (self.out / MANIFEST).is_file() and any(self.out.glob("*.ds")):
+        records = [_read_json(self.out / name) for name in (PROGRESS, MANIFEST)]
+        if not any((self.out / name).exists() for name in (PROGRESS, MANIFEST)) and any(self.out.glob("*.ds")):
             raise DataError(
                 f"{self.out}: holds token shards that this program did not write, and they would be overwritten; choose "
                 "another folder with data.cache"
             )
-        for entry in progress.get("shards", []) if progress.get("key") == self.key else []:
-            if not _is_whole(self.out, entry["shard"], hashes):
+        record = next((record for record in records if record.get("key") == self.key), None)
+        if record is None and any(records):
+            self.say(f"the token shards at {self.out} were made from other data or settings; they are made again")
+        for shard in record["shards"] if record else []:
+            if not _is_whole(self.out, shard, hashes):
+                self.say(f"{self.out / shard['file']}: damaged or missing; it and what follows it are made again")
                 break
-            self.finished.append(entry)
+            self.finished.append(shard)
         if self.finished:
             self.states = [_SourceState.from_dict(saved) for saved in self.finished[-1]["sources"]]
             self.say(f"continuing after {len(self.finished)} finished token shards at {self.out}")
-        self._save_progress()
+        self._save_progress()  # from here on the folder is known as ours, and as unfinished
         (self.out / MANIFEST).unlink(missing_ok=True)  # before anything it vouches for is touched
-        kept = {f"{e['shard']['file']}{suffix}" for e in self.finished for suffix in e["shard"]["files"]}
-        for file in [*self.out.glob("*.ds*"), *self.out.glob(".*.tmp")]:
-            if file.name not in kept:
+        kept = {PROGRESS, *(f"{shard['file']}{suffix}" for shard in self.finished for suffix in shard["files"])}
+        for file in self.out.iterdir():
+            if OUR_FILES.fullmatch(file.name) and file.name not in kept:
                 file.unlink()
 
     def _save_progress(self) -> None:
@@ -259,7 +264,7 @@ class _Job:
         with _writing(self.out):
             shard = self.writer.close()
             self.writer = None
-            self.finished.append({"shard": shard, "sources": [state.as_dict() for state in self.states]})
+            self.finished.append({**shard, "sources": [state.as_dict() for state in self.states]})
             self._save_progress()
 
     def _conclude(self) -> None:
@@ -269,29 +274,23 @@ class _Job:
             whole.merge(state.tally)
             entries.append({"path": source.path, "documents": [documents, documents + state.documents]})
             documents += state.documents
-        shards = [entry["shard"] for entry in self.finished]
-        tokens = sum(shard["tokens"] for shard in shards)
-        assert documents == whole.counts.records_out == sum(shard["documents"] for shard in shards)
+        tokens = sum(shard["tokens"] for shard in self.finished)
+        assert documents == whole.counts.records_out == sum(shard["documents"] for shard in self.finished)
         assert tokens == whole.tokens
         manifest = {
             "format": FORMAT,
             "key": self.key,
-            "shards": shards,
             "documents": documents,
             "tokens": tokens,
             "token_bytes": self.encoder.dtype.itemsize,
-            "max_id": max(shard["max_id"] for shard in shards),
+            "max_id": max(shard["max_id"] for shard in self.finished),
             "vocab_size": self.encoder.tokenizer.vocab_size,
             "tokenizer": self.encoder.tokenizer.fingerprint,
             "template": self.encoder.template.fingerprint,
-            "options": {
-                "seq_len": self.encoder.seq_len,
-                "on_bad_row": self.encoder.on_bad_row,
-                "on_long": self.encoder.on_long,
-                "shard_tokens": self.shard_tokens,
-            },
+            "options": {**self.encoder.options, "shard_tokens": self.shard_tokens},
             **whole.as_dict(),
             "sources": entries,
+            "shards": self.finished,  # with the place reached after each, from where a damaged one is made again
         }
         with _writing(self.out):
             _write_manifest(self.out, manifest, self.sources)
@@ -376,11 +375,15 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=1, ensure_ascii=False)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            json.dump(value, f, indent=1, ensure_ascii=False)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
 
 
 def _read_json(path: Path) -> dict[str, Any]:
