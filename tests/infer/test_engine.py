@@ -83,7 +83,7 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_it(model: Transformer, t
     first = free.ids.index(stop)
     answer = Engine(model, tokenizer).generate([Request(prompt, GREEDY, (stop,))])[0]
     assert (answer.ids, answer.finish_reason, answer.stop_id) == (free.ids[:first], "stop", stop)
-    assert answer.text == tokenizer.decode(answer.ids)
+    assert answer.text == tokenizer.decode(answer.ids).replace("\ufffd", "")
     assert list(Engine(model, tokenizer).stream(Request(prompt, GREEDY, (stop,)))) == answer.ids
 
 
@@ -162,6 +162,21 @@ def test_an_answer_cut_inside_a_character_loses_that_character(model: Transforme
 
     row = _Row(Request([1], GREEDY), frozenset(), 12, torch.Generator(), ids=[*tokenizer.encode("你"), *emoji[:-1]])
     assert row.completion(tokenizer).text == "你"
+
+
+def test_bytes_that_are_no_characters_are_never_shown(model: Transformer, tokenizer: Tokenizer) -> None:
+    """pitfall 10: a random model writes many such bytes; the pieces shown are those of the completion's text."""
+    engine = Engine(model, tokenizer)
+    request = Request(prompts(tokenizer)[0], SamplingParams(temperature=2.0, max_tokens=80, seed=1), ())
+    pieces, stream = [], engine.stream_text(request)
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            completion: Completion = end.value
+            break
+    assert "\ufffd" in tokenizer.decode(completion.ids)  # the model did write them
+    assert "".join(pieces) == completion.text and "\ufffd" not in completion.text and all(pieces)
 
 
 def test_a_model_in_training_is_left_in_training(tokenizer: Tokenizer) -> None:

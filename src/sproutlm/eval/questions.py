@@ -195,9 +195,11 @@ def ask(
             progress(done, len(questions))
 
     completions = engine.generate(requests, on_finished=finished)
+    # As written, broken bytes included: they make an exact answer wrong.
+    texts = [tokenizer.decode(completion.ids) for completion in completions]
     replies = [
-        {"id": q.id, "reply": c.text, "ok": check(c.text, q), "stopped": c.finish_reason == "stop"}
-        for q, c in zip(questions, completions, strict=True)
+        {"id": q.id, "reply": text, "ok": check(text, q), "stopped": c.finish_reason == "stop"}
+        for q, c, text in zip(questions, completions, texts, strict=True)
     ]
     return {
         "checked": _shares(questions, [bool(reply["ok"]) for reply in replies]),

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..errors import SproutError
 from ..model import Transformer
-from ..tokenizer.stream import StreamDecoder
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from .engine import Completion, Engine, PrefixCache, Request
@@ -52,24 +51,22 @@ class Conversation:
         prompt_ids = self._fit([*self.messages, asked])
         request = Request(prompt_ids, self._next_params(), self.template.stop_ids)
         self.completion = None
-        pieces: list[str] = []
-        decoder = StreamDecoder(self.tokenizer)
-        tokens = self.engine.stream(request, self._prefix)
+        said: list[str] = []
+        pieces = self.engine.stream_text(request, self._prefix)
         try:
             while True:
                 try:
-                    piece = decoder.push(next(tokens))
+                    piece = next(pieces)
                 except StopIteration as end:
                     self.completion = end.value
                     break
-                if piece:
-                    pieces.append(piece)
-                    yield piece
+                said.append(piece)
+                yield piece
         finally:
             whole = self.completion is not None and self.completion.finish_reason == "stop"
             if self.completion is None:
                 self._prefix.clear()  # it may have been left in the middle of a step
-            self.messages += [asked, {"role": "assistant", "content": "".join(pieces)}]
+            self.messages += [asked, {"role": "assistant", "content": "".join(said)}]
             if not whole:
                 self.messages[-1]["train"] = False
 

@@ -34,7 +34,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote. The stop token is no part of ``ids`` and ``text``; ``stop_id`` says which one it was."""
+    """What the model wrote. The stop token is no part of ``ids`` and ``text``; ``stop_id`` says which one it was.
+
+    ``text`` holds whole characters only; bytes that form none are left out.
+    """
 
     ids: list[int]
     text: str
@@ -119,6 +122,17 @@ class Engine:
                 yield row.ids[-1]
         return row.completion(self.tokenizer)
 
+    def stream_text(self, request: Request, prefix: PrefixCache | None = None) -> Generator[str, None, Completion]:
+        """``stream`` as text: pieces of whole characters, none of them empty, that together are the completion's text."""
+        decoder, tokens = StreamDecoder(self.tokenizer), self.stream(request, prefix)
+        while True:
+            try:
+                piece = _whole(decoder.push(next(tokens)))
+            except StopIteration as end:
+                return end.value
+            if piece:
+                yield piece
+
     def check(self, request: Request) -> None:
         """SproutError where the prompt cannot be run."""
         length, limit = len(request.prompt_ids), self.model.config.max_seq_len
@@ -146,6 +160,12 @@ def forbidden_ids(tokenizer: Tokenizer, vocab_size: int) -> frozenset[int]:
     never = {tokenizer.pad_id, tokenizer.unk_id, *range(tokenizer.vocab_size, vocab_size)}
     never |= {id_ for name, id_ in control.items() if name == TURN_START or _NEVER_WRITTEN.search(name)}
     return frozenset(id_ for id_ in never if 0 <= id_ < vocab_size) - set(tokenizer.stop_ids)
+
+
+def _whole(text: str) -> str:
+    """Without the stand-ins for bytes that are no characters: a half-trained model writes such bytes, and nobody can
+    read them. ``Tokenizer.decode_bytes(ids)`` has what was really written."""
+    return text.replace("\ufffd", "")
 
 
 def new_cache(model: Transformer, batch: int, max_len: int) -> KVCache:
@@ -189,7 +209,7 @@ class _Row:
 
     def completion(self, tokenizer: Tokenizer) -> Completion:
         decoder = StreamDecoder(tokenizer)  # an answer cut inside a character loses that character, as on the screen
-        text = "".join(map(decoder.push, self.ids)) + decoder.flush()
+        text = _whole("".join(map(decoder.push, self.ids)))
         return Completion(list(self.ids), text, "length" if self.stop_id is None else "stop", self.stop_id)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,7 +15,6 @@ import yaml
 from ..errors import SproutError
 from ..export.load import load
 from ..model import Transformer
-from ..tokenizer.stream import StreamDecoder
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer, token_name
 from .engine import Completion, Engine, Request
@@ -48,7 +46,7 @@ def generate(
     request = chat_request(tokenizer, prompt, params, system) if chat else raw_request(tokenizer, prompt, params)
     stream = output or sys.stdout
     started = time.perf_counter()
-    completion = yield_to(stream, Engine(model, tokenizer), request, tokenizer)
+    completion = write_answer(stream, Engine(model, tokenizer), request)
     seconds = time.perf_counter() - started
     report = {
         "prompt": prompt,
@@ -84,27 +82,17 @@ def begin_id(tokenizer: Tokenizer) -> int:
     return tokenizer.control_tokens.get(name or "", tokenizer.eos_id)
 
 
-def yield_to(stream: TextIO, engine: Engine, request: Request, tokenizer: Tokenizer) -> Completion:
-    """Write an answer to ``stream`` while it is made: whole characters only, and a line break at the end."""
-    decoder = StreamDecoder(tokenizer)
-    completion: list[Completion] = []
-
-    def pieces() -> Iterator[str]:
-        tokens = engine.stream(request)
-        while True:
-            try:
-                yield decoder.push(next(tokens))
-            except StopIteration as end:
-                completion.append(end.value)
-                return
-
-    for piece in pieces():
-        if piece:
-            stream.write(piece)
+def write_answer(stream: TextIO, engine: Engine, request: Request) -> Completion:
+    """Write an answer to ``stream`` while it is made, and a line break at its end."""
+    pieces = engine.stream_text(request)
+    while True:
+        try:
+            stream.write(next(pieces))
+        except StopIteration as end:
+            stream.write("\n")
             stream.flush()
-    stream.write("\n")
-    stream.flush()
-    return completion[0]
+            return end.value
+        stream.flush()
 
 
 def open_model(path: Path | str) -> tuple[Transformer, Tokenizer]:
