@@ -53,7 +53,7 @@ class GPT2(nn.Module):
 
     def __init__(self, vocab: int, dim: int, layers: int, heads: int, positions: int) -> None:
         super().__init__()
-        self.wte, self.wpe = nn.Embedding(vocab, dim), nn.Embedding(positions, dim)
+        self.embed_tokens, self.wpe = nn.Embedding(vocab, dim), nn.Embedding(positions, dim)
         self.layers = nn.ModuleList(GPT2Block(dim, heads) for _ in range(layers))
         self.ln_f = nn.LayerNorm(dim)
         for name, p in self.named_parameters():
@@ -64,10 +64,10 @@ class GPT2(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, tokens, positions=None, document_ids=None, cache=None, head=None):  # type: ignore[no-untyped-def]
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.embed_tokens(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for layer in self.layers:
             x = layer(x)
-        return (head or F.linear)(self.ln_f(x), self.wte.weight)
+        return (head or F.linear)(self.ln_f(x), self.embed_tokens.weight)
 
 
 def run_one(name: str, recipe: Recipe, model: nn.Module, prepared, out: Path, compute: torch.dtype, every: int) -> dict:  # type: ignore[no-untyped-def]

@@ -24,6 +24,7 @@ from sproutlm.data.synth.questions import (
     fact_questions,
     instruction_questions,
 )
+from sproutlm.data.synth.invented import Inventor, reading_document
 from sproutlm.data.synth.stories import reviews, small_story
 from sproutlm.data.synth.texts import FactWriter, fact_documents
 from sproutlm.data.synth.world import LEXICONS, SIZES, Size, World, build_world
@@ -59,7 +60,8 @@ class _Language:
         self.language = world.lexicon.language
         self.writer = FactWriter(world, self.rng("facts"))
         self.instructions = InstructionMaker(world.lexicon, size.instruction_questions, self.rng("instructions"))
-        self.speaker = Speaker(world, self.instructions, all_held, self.rng("conversations"))
+        self.inventor = Inventor(world.lexicon, world, self.rng("invented"))
+        self.speaker = Speaker(world, self.instructions, self.inventor, self.writer, all_held, self.rng("conversations"))
 
     def rng(self, part: str) -> random.Random:
         return random.Random(f"{self.seed}/{part}/{self.language}")
@@ -70,9 +72,10 @@ class _Language:
         documents += _distinct(
             lambda: arithmetic.document(self.language, sums, self.all_held), self.size.arithmetic_documents, seen
         )
-        documents += _distinct(lambda: self.instructions.document(tasks), self.size.instruction_documents, seen)
+        documents += _distinct(lambda: self.instructions.document(tasks, self.inventor), self.size.instruction_documents, seen)
         names, echoes = [e.name for e in self.world.entities], self.rng("echoes")
-        documents += _distinct(lambda: self.instructions.echo(names, echoes), self.size.echoes, seen)
+        documents += _distinct(lambda: self.instructions.echo(names, echoes, self.inventor), self.size.echoes, seen)
+        documents += _distinct(lambda: reading_document(self.inventor, self.writer), self.size.readings, seen)
         documents += _distinct(lambda: small_story(self.language, stories), self.size.small_stories, seen)
         return documents
 

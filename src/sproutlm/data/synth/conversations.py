@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from sproutlm.data.synth import arithmetic
 from sproutlm.data.synth.instructions import InstructionMaker
+from sproutlm.data.synth.invented import Inventor, reading
 from sproutlm.data.synth.lexicon import Lexicon
-from sproutlm.data.synth.texts import say
+from sproutlm.data.synth.texts import FactWriter, say
 from sproutlm.data.synth.world import Fact, Size, World
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
@@ -64,6 +65,8 @@ class Speaker:
 
     world: World
     instructions: InstructionMaker
+    inventor: Inventor
+    writer: FactWriter
     held_problems: set[tuple[str, int, int]]
     rng: random.Random
 
@@ -104,8 +107,12 @@ class Speaker:
         return arithmetic.working(self.language, other)
 
     def instruction_turn(self) -> Turn:
-        instruction = self.instructions.draw_training(self.rng)
+        instruction = self.instructions.draw_training(self.rng, self.inventor)
         return instruction.ask(self.lexicon, self.rng), instruction.answer(self.lexicon)
+
+    def reading_turn(self) -> Turn:
+        told, question, answer = reading(self.inventor, self.writer)
+        return told + self.lexicon.space + question, answer
 
     def small_talk_turn(self) -> Turn:
         asked, answers = self.rng.choice(SMALL_TALK[self.language])
@@ -128,6 +135,7 @@ def conversations(speaker: Speaker, size: Size) -> list[Messages]:
     ]
     turns += [(None, speaker.sum_turn()) for _ in range(size.arithmetic_chats)]
     turns += [(None, speaker.instruction_turn()) for _ in range(size.instruction_chats)]
+    turns += [(None, speaker.reading_turn()) for _ in range(size.reading_chats)]
     turns += [(None, speaker.small_talk_turn()) for _ in range(size.small_talk)]
     rng.shuffle(turns)
     found: dict[str, Messages] = {}

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from sproutlm.data.synth.invented import Inventor
 from sproutlm.data.synth.lexicon import Lexicon
 
 TASKS = ("repeat", "reverse", "first", "last", "count", "bracket")
 WORD_TASKS = ("repeat", "bracket")
 HELD_WORD_SHARE = 1 / 3
+INVENTED_SHARE = 0.5  # of the training tasks
 
 PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "zh": {
@@ -140,29 +142,35 @@ class InstructionMaker:
         )
         return any(window in self.held_lists for window in windows)
 
-    def draw_training(self, rng: random.Random) -> Instruction:
+    def draw_training(self, rng: random.Random, inventor: Inventor) -> Instruction:
+        """A task on words of the world, or (as often) on invented ones, which can only be copied, not remembered."""
         while True:
             instruction = self._draw(rng.choice(TASKS), self.training_words, rng, shortest=2)
             if not self._tells_held(instruction.words):
-                return instruction
+                break
+        if rng.random() < INVENTED_SHARE:
+            words = tuple(inventor.word() for _ in instruction.words)
+            return Instruction(instruction.task, words, instruction.times)
+        return instruction
 
-    def document(self, rng: random.Random) -> str:
+    def document(self, rng: random.Random, inventor: Inventor) -> str:
         """Three tasks, told or asked and answered."""
         space, stop = self.lexicon.space, self.lexicon.full_stop
         parts = []
         for _ in range(3):
-            instruction = self.draw_training(rng)
+            instruction = self.draw_training(rng, inventor)
             if rng.random() < 0.5:
                 parts.append(instruction.narrate(self.lexicon))
             else:
                 parts.append(instruction.ask(self.lexicon, rng) + space + instruction.answer(self.lexicon) + stop)
         return space.join(parts)
 
-    def echo(self, names: list[str], rng: random.Random) -> str:
-        """A list of names and words, said twice. What is said again can only be foreseen by looking back and copying,
-        which is the skill that every answer needs: to take the name from the question."""
+    def echo(self, names: list[str], rng: random.Random, inventor: Inventor) -> str:
+        """A list of names and words, said twice: what comes again can only be foreseen by looking back."""
+        joint = rng.choice((self.lexicon.comma, self.lexicon.space))
         while True:
-            items = rng.sample(names + self.words, rng.randint(4, 7))
+            items = rng.sample(names + self.words, rng.randint(2, 4))
+            items += [rng.choice((inventor.name, inventor.word))() for _ in range(rng.randint(1, 3))]
+            rng.shuffle(items)
             if not self._tells_held(tuple(items)):
-                said = self.lexicon.comma.join(items)
-                return rng.choice(ECHOES[self.lexicon.language]).format(w=said)
+                return rng.choice(ECHOES[self.lexicon.language]).format(w=joint.join(items))
