@@ -64,8 +64,6 @@ class Conversation:
                 yield piece
         finally:
             whole = self.completion is not None and self.completion.finish_reason == "stop"
-            if self.completion is None:
-                self._prefix.clear()  # it may have been left in the middle of a step
             self.messages += [asked, {"role": "assistant", "content": "".join(said)}]
             if not whole:
                 self.messages[-1]["train"] = False

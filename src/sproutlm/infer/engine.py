@@ -46,7 +46,10 @@ class Completion:
 
 
 class PrefixCache:
-    """Keys and values of one conversation, kept between its turns: what a new prompt shares with it is not run again."""
+    """Keys and values of one conversation, kept between its turns: what a new prompt shares with it is not run again.
+
+    An id is noted after its keys and values are written, so an answer may be abandoned at any moment.
+    """
 
     def __init__(self) -> None:
         self.ids: list[int] = []  # the tokens whose keys and values are in the cache
