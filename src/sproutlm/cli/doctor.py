@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import CheckFailed
 from .arguments import JsonFile, check_json_target, write_json
 
 
@@ -15,7 +16,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Data files, tokenizers, runs.")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="Data, tokenizers, models, runs, recipes; none: the environment."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Name the silent faults of this environment, and of files given, with their cure."""
@@ -23,5 +27,7 @@ def doctor(
 
     check_json_target(json_file)
     report = examine(paths or [])
-    print_report(report)
+    well = print_report(report)
     write_json(json_file, report)
+    if not well:
+        raise CheckFailed(f"{report['counts']['fail']} checks failed; the cures stand above")

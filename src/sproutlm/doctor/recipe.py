@@ -1,0 +1,134 @@
+"""A recipe: what its settings would do without a word, and the data, tokenizer and start that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config.load import load_recipe
+from ..config.schema import Pipeline, Recipe, SourceConfig, TrainStage
+from ..errors import RecipeError, SproutError
+from ..tokenizer.tokenizer import Tokenizer
+from ..train.schedule import warmup_steps
+from .data import Context, examine_data
+from .finding import Examination
+from .tokenizer import same_tokenizer
+
+FEW_ROWS = 4  # rows per step, below which the gradient is mostly noise
+# Peak rates outside of these were never right in the published recipes for the optimizer.
+RATES = {"adamw": (1e-6, 0.01), "muon": (1e-4, 0.1)}
+ELSEWHERE = ("synth:", "stage:")
+
+
+def examine_recipe(path: Path) -> list[Examination]:
+    """The recipe, then each file that it trains on and that is there already."""
+    found = Examination(str(path), "recipe")
+    try:
+        loaded = load_recipe(path)
+    except RecipeError as error:
+        for problem in error.problems:
+            found.fail("recipe", problem, "see the sentence")
+        return [found]
+    found.notes += loaded.notes
+    found.ok("recipe", "every key is known, every value possible")
+    if isinstance(loaded.recipe, Recipe):
+        return [found, *one_run(found, loaded.recipe)]
+    return [found, *stages(found, loaded.recipe)]
+
+
+def stages(found: Examination, pipeline: Pipeline) -> list[Examination]:
+    parts: list[Examination] = []
+    for stage in pipeline.stages:
+        if isinstance(stage, TrainStage):
+            recipe = Recipe.model_validate({"name": stage.name, "seed": pipeline.seed, **stage.recipe})
+            parts += one_run(found, recipe, f"{stage.name}: ")
+    return parts
+
+
+def one_run(found: Examination, recipe: Recipe, label: str = "") -> list[Examination]:
+    settings(found, recipe, label)
+    held_out(found, recipe, label)
+    start = start_of(found, recipe, label)
+    context = Context(tokenizer_for(found, recipe, start, label), recipe.data.seq_len, recipe.stage)
+    return [examine_data(s, context) for s in recipe.data.train if not s.path.startswith(ELSEWHERE)]
+
+
+def settings(found: Examination, recipe: Recipe, label: str = "") -> None:
+    """Settings that are valid and yet seldom meant."""
+    before = len(found.findings)
+    train, data, schedule = recipe.train, recipe.data, recipe.schedule
+    rows = train.batch_tokens // data.seq_len
+    if rows < FEW_ROWS:
+        what = f"{label}{rows} rows of {data.seq_len} tokens per step: the gradient is mostly noise"
+        found.warn("rows per step", what, f"raise train.batch_tokens to {FEW_ROWS * data.seq_len} or more", 22)
+    if schedule.warmup == 0:
+        what = f"{label}schedule.warmup is 0: the first step is taken at the full rate"
+        found.warn("warm-up", what, "set schedule.warmup, 0.02 for example", 30)
+    elif train.steps is not None and schedule.warmup >= 1 and warmup_steps(schedule, train.steps) < schedule.warmup:
+        what = (
+            f"{label}schedule.warmup={schedule.warmup:g} of {train.steps:,} steps is more than half of the run and is cut "
+            f"to {warmup_steps(schedule, train.steps)}"
+        )
+        found.warn("warm-up", what, "lower schedule.warmup, or give it as a share (0.02)", 30)
+    low, high = RATES[recipe.optimizer.name]
+    if not low <= recipe.optimizer.lr <= high:
+        what = f"{label}optimizer.lr={recipe.optimizer.lr:g} is outside {low:g} to {high:g}, what {recipe.optimizer.name} is used with"
+        cure = "a rate that is too small changes nothing, one too large diverges; start from the default"
+        found.warn("learning rate", what, cure, 29 if recipe.optimizer.lr < low else 30)
+    if not data.document_mask and data.packing != "none":
+        what = f"{label}data.document_mask is off: tokens attend across documents that share a row"
+        found.warn("document mask", what, "remove the line; the mask costs little", 11)
+    if recipe.stage == "sft" and recipe.init_from in (None, "random"):
+        what = f"{label}this fine-tuning starts from RANDOM weights"
+        found.warn("start", what, "set init_from: the run folder or Hugging Face folder of a pretrained model", 39)
+    if len(found.findings) == before:
+        found.ok("settings", f"{label}{rows} rows of {data.seq_len} tokens per step; nothing unusual", 30)
+
+
+def held_out(found: Examination, recipe: Recipe, label: str) -> None:
+    """Held-out rows that are trained on measure nothing."""
+    if not isinstance(recipe.data.validation, list):
+        return
+    trained = {real(source) for source in recipe.data.train}
+    both = [source.path for source in recipe.data.validation if real(source) in trained]
+    if both:
+        what = f"{label}{both[0]} is in data.train and in data.validation, so validation measures memory"
+        found.fail("held-out rows", what, "give other rows, or validation: {rows: N} to hold some out")
+    else:
+        found.ok("held-out rows", f"{label}validation reads other files than training")
+
+
+def real(source: SourceConfig) -> str:
+    return source.path if source.path.startswith(ELSEWHERE) else str(Path(source.path).resolve())
+
+
+def start_of(found: Examination, recipe: Recipe, label: str) -> Path | None:
+    """The model that training starts from, if it is there."""
+    from ..export.load import locate
+
+    start = recipe.init_from
+    if start is None or start == "random" or start.startswith(ELSEWHERE):
+        return None
+    cure = "train it first, or give another init_from"
+    read, source = found.attempt("start", cure, 39, lambda: locate(start, say=found.notes.append))
+    if not read:
+        return None
+    found.ok("start", f"{label}{source.folder}", 39)
+    return Path(start)
+
+
+def tokenizer_for(found: Examination, recipe: Recipe, start: Path | None, label: str) -> Path | None:
+    """The folder of the tokenizer that the run will use, if it is there; it must be the one of the start."""
+    given = recipe.tokenizer.path
+    if given is None or given.startswith(ELSEWHERE):
+        return start
+    cure = "train it first (sprout tokenizer train), or give another tokenizer.path"
+    read, tokenizer = found.attempt("tokenizer", cure, None, lambda: Tokenizer.load(given))
+    if not read:
+        return start
+    if start is not None:
+        try:
+            theirs: str | None = Tokenizer.load(start).fingerprint
+        except SproutError:
+            theirs = None
+        same_tokenizer(found, "tokenizer", tokenizer.fingerprint, theirs, f"{label}tokenizer.path and init_from")
+    return Path(given)

@@ -1,0 +1,328 @@
+"""A run folder: what its metrics, its data's manifest and its checkpoints say together."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ..config.load import load_recipe
+from ..config.schema import Recipe
+from ..data.shards import MANIFEST, TokenDataset
+from ..errors import SproutError
+from ..export.weights import read_json
+from ..tokenizer.tokenizer import Tokenizer
+from ..train.checkpoint import Checkpointer
+from ..train.metrics import read_metrics
+from ..train.schedule import multiplier, warmup_steps
+from .checkpoint import examine_checkpoint, examine_huggingface, saves
+from .finding import Examination, share
+from .recipe import settings
+from .tokenizer import same_tokenizer
+
+VERIFY_BYTES = 1_000_000_000  # of token shards, above which checksums are left out
+COMPARE_BYTES = 2_000_000_000  # of weights, above which a run is not compared with what it started from
+LEAST_POINTS = 12  # logged losses, below which their course says nothing
+RISE, OVERFIT, OVERFIT_SHARE = 0.15, 0.01, 0.3
+EXPLOSION = 20.0  # times the median gradient norm
+DROPPED_SHARE, CUT_SHARE, STOP_SHARE = 0.05, 0.1, 0.99
+CHANGED_LEAST = 0.01
+
+Rows = list[dict[str, Any]]
+
+
+def examine_run(run: Path) -> list[Examination]:
+    """The run itself, then its newest checkpoint and its final model."""
+    found = Examination(str(run), "run folder")
+    recipe = stored_recipe(found, run)
+    if (run / "metrics.jsonl").is_file():
+        metrics(found, run, recipe)
+    manifest_of(found, run, recipe)
+    checkpoints = Checkpointer(run / "checkpoints", say=found.notes.append)
+    saved, newest = found.attempt("checkpoints", "restore one from a copy, or start over", 27, checkpoints.latest)
+    parts = []
+    if newest is None:
+        saves(found, run / "checkpoints")
+    else:
+        parts.append(examine_checkpoint(newest.path))
+    if (run / "model" / "config.json").is_file():
+        parts.append(examine_huggingface(run / "model"))
+    if saved:
+        progress(found, run, recipe, None if newest is None else newest.step)
+    one_tokenizer(found, run, None if newest is None else newest.path)
+    if recipe is not None:
+        change_from_start(found, run, recipe)
+    return [found, *parts]
+
+
+def stored_recipe(found: Examination, run: Path) -> Recipe | None:
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        what = "there is no recipe.yaml, so nothing says how this run was made"
+        found.warn("recipe", what, "train with `sprout train`, which stores it", 26)
+        return None
+    cure = "it was written by another version, or edited: compare it with the one in a checkpoint"
+    read, loaded = found.attempt("recipe", cure, None, lambda: load_recipe(path))
+    if not read or not isinstance(loaded.recipe, Recipe):
+        return None
+    found.ok("recipe", f"{path.name} resolves")
+    settings(found, loaded.recipe)
+    return loaded.recipe
+
+
+# --- metrics.jsonl --------------------------------------------------------------------------------------------------------
+
+
+def metrics(found: Examination, run: Path, recipe: Recipe | None) -> None:
+    rows = read_metrics(run / "metrics.jsonl")
+    logged = [row for row in rows if isinstance(row.get("loss"), int | float)]
+    if not logged:
+        found.warn("loss", "metrics.jsonl holds no loss", "lower train.log_every, or train longer")
+        return
+    finite(found, rows)
+    loss_course(found, logged, fresh=recipe is None or recipe.init_from in (None, "random"))
+    validation_course(found, rows)
+    gradient_norms(found, logged)
+    if recipe is not None:
+        learning_rates(found, run, logged, recipe)
+
+
+def finite(found: Examination, rows: Rows) -> None:
+    """pitfall 33: a figure that is not a number, and from where on."""
+    bad = [
+        (row["step"], name)
+        for row in rows
+        for name, value in row.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if bad:
+        step, name = bad[0]
+        what = f"{len(bad)} figures are not finite, first {name} at step {step:,}"
+        found.fail("finite figures", what, "go back to a checkpoint before that step, and lower optimizer.lr", 33)
+    else:
+        found.ok("finite figures", f"all figures of {len(rows):,} rows are finite", 33)
+
+
+def loss_course(found: Examination, logged: Rows, fresh: bool) -> None:
+    losses = [row["loss"] for row in logged if math.isfinite(row["loss"])]
+    if len(losses) < LEAST_POINTS:
+        found.ok("loss", f"{len(losses)} losses were logged, too few to judge their course")
+        return
+    window = max(3, len(losses) // 10)
+    means = [statistics.fmean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
+    best, last = min(means), means[-1]
+    at = logged[means.index(best)]["step"]
+    what = f"from {means[0]:.3f} to {last:.3f}, at best {best:.3f} around step {at:,}"
+    if last >= means[0]:
+        say = found.fail if fresh else found.warn
+        say("loss", f"it has not fallen: {what}", "lower optimizer.lr; look at the rows with `sprout data inspect`", 30)
+    elif last > best * (1 + RISE):
+        found.warn("loss", f"it rises again: {what}", "lower optimizer.lr, or train fewer steps", 30)
+    else:
+        found.ok("loss", what)
+
+
+def validation_course(found: Examination, rows: Rows) -> None:
+    points = [(row["step"], row["val_loss"]) for row in rows if isinstance(row.get("val_loss"), int | float)]
+    if len(points) < 3:
+        return
+    at, best = min(points, key=lambda point: point[1])
+    end, last = points[-1]
+    what = f"best {best:.4f} at step {at:,}, last {last:.4f} at step {end:,}"
+    if last > best * (1 + OVERFIT) and end - at > OVERFIT_SHARE * end:
+        cure = f"use checkpoints/step-{at:08d}, or set train.early_stop, fewer epochs, or model.dropout"
+        found.warn("validation loss", f"it has risen for {end - at:,} steps (overfitting): {what}", cure)
+    else:
+        found.ok("validation loss", what)
+
+
+def gradient_norms(found: Examination, logged: Rows) -> None:
+    norms = [(row["grad_norm"], row["step"]) for row in logged if math.isfinite(row.get("grad_norm", math.nan))]
+    norms = norms[len(norms) // 4 :]  # the first steps are wild in every run
+    if len(norms) < LEAST_POINTS // 2:
+        return
+    median = statistics.median(norm for norm, _ in norms)
+    most, at = max(norms)
+    what = f"median {median:.3g}, most {most:.3g} at step {at:,}"
+    if most > EXPLOSION * median:
+        found.warn(
+            "gradient norm", f"it jumps: {what}", "lower optimizer.lr, set train.clip, look at the data there", 33
+        )
+    else:
+        found.ok("gradient norm", what, 33)
+
+
+def learning_rates(found: Examination, run: Path, logged: Rows, recipe: Recipe) -> None:
+    """pitfall 30: the rates that were used are those of the schedule. After a change on resume, only later ones count."""
+    changed = [row["step"] for row in read_metrics(run / "changes.jsonl")] if (run / "changes.jsonl").is_file() else []
+    rows = [row for row in logged if row["step"] > max(changed, default=0) and "lr_multiplier" in row]
+    total, peak = recipe.train.steps, recipe.optimizer.lr
+    if total is None or not rows:
+        return
+    cure = "train again with an unchanged recipe; changes on resume belong to --change, which records them"
+    above = [row for row in rows if row.get("lr", 0) > peak * (1 + 1e-6)]
+    if above:
+        what = f"{above[0]['lr']:g} at step {above[0]['step']:,}, above optimizer.lr={peak:g}"
+        found.fail("learning rate", what, cure, 30)
+        return
+    for row in rows:
+        wanted = multiplier(recipe.schedule, row["step"] - 1, total)
+        if abs(row["lr_multiplier"] - wanted) > 1e-6:
+            rising = row["step"] <= warmup_steps(recipe.schedule, total)
+            what = (
+                f"at step {row['step']:,} {row['lr_multiplier']:.4g} of the peak, where {recipe.schedule.name} has "
+                f"{wanted:.4g}{': the warm-up is absent' if rising else ''}"
+            )
+            found.fail("learning rate", what, cure, 30)
+            return
+    found.ok("learning rate", f"{len(rows)} logged rates are those of the schedule, at most {peak:g}", 30)
+
+
+# --- data, progress, start ------------------------------------------------------------------------------------------------
+
+
+def manifest_of(found: Examination, run: Path, recipe: Recipe | None) -> None:
+    """The token shards that the run trained on: whole, and what was lost on the way to them."""
+    cache = Path(recipe.data.cache) if recipe is not None and recipe.data.cache else run / "data"
+    folder = cache / "train"
+    if (folder / MANIFEST).is_file():
+        shards(found, folder)
+        tokenizer = tokenizer_of(run)
+        if tokenizer is not None:
+            written = read_json(folder / MANIFEST).get("tokenizer")
+            same_tokenizer(found, "tokenizer of the data", tokenizer.fingerprint, written, str(folder))
+
+
+def examine_shards(folder: Path) -> Examination:
+    """Examine a folder of token shards by itself."""
+    found = Examination(str(folder), "token shards")
+    shards(found, folder)
+    return found
+
+
+def shards(found: Examination, folder: Path) -> None:
+    cure = "delete this folder and prepare the data again"
+    read, dataset = found.attempt("token shards", cure, 12, lambda: TokenDataset(folder))
+    if not read:
+        return
+    size = sum(shard.path.stat().st_size for shard in dataset.shards)
+    if size > VERIFY_BYTES:
+        found.notes.append(f"{size / 1e9:.1f} GB of token shards: their checksums were not computed")
+        whole = True
+    else:
+        whole, _ = found.attempt("token shards", cure, 12, dataset.verify)
+    if whole and dataset.vocab_size is not None:
+        whole, _ = found.attempt("token shards", cure, 9, lambda: dataset.check_vocab(dataset.vocab_size))
+    if whole:
+        found.ok("token shards", f"{dataset.n_documents:,} documents, {dataset.n_tokens:,} tokens, undamaged", 12)
+    if dataset.manifest:
+        losses(found, dataset.manifest)
+
+
+def losses(found: Examination, manifest: dict[str, Any]) -> None:
+    """pitfalls 1, 2, 13: stop tokens trained, rows cut, rows dropped, as counted when the data was prepared."""
+    counts = manifest.get("counts", {})
+    rows, dropped = counts.get("rows_in", 0), counts.get("dropped", {})
+    n = sum(dropped.values())
+    what = f"{n:,} of {rows:,} rows were dropped ({share(n, rows)})" + (
+        ": " + ", ".join(f"{reason} {count:,}" for reason, count in dropped.items()) if n else ""
+    )
+    if n > DROPPED_SHARE * rows:
+        found.warn("rows dropped", what, "look at the file itself: sprout doctor FILE", 13)
+    else:
+        found.ok("rows dropped", what, 13)
+    cut, lost = counts.get("truncated", 0), manifest.get("lost_tokens", 0)
+    what = f"{cut:,} of {rows:,} records were cut, {lost:,} tokens lost"
+    if cut > CUT_SHARE * rows or lost > CUT_SHARE * (manifest.get("tokens", 0) + lost):
+        found.warn("records cut", what, "raise data.seq_len, or shorten the records", 2)
+    else:
+        found.ok("records cut", what, 2)
+    chats, stopping = manifest.get("chats", 0), manifest.get("chats_with_stop", 0)
+    if not chats:
+        return
+    what = f"{stopping:,} of {chats:,} conversations ({share(stopping, chats)}) train a stop token"
+    if not stopping:
+        found.fail("stop token", what, "repair the chat template (see: sprout tokenizer test)", 1)
+    elif stopping < STOP_SHARE * chats:
+        found.warn("stop token", what, "look at the others: sprout data inspect FILE", 1)
+    else:
+        found.ok("stop token", what, 1)
+
+
+def progress(found: Examination, run: Path, recipe: Recipe | None, saved: int | None) -> None:
+    """pitfall 28: whether what was trained was also saved."""
+    rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    trained = max((row["step"] for row in rows if "loss" in row), default=0)
+    finished = (run / "model" / "config.json").is_file()
+    again = "start the same command again: it continues by itself (or wait, if it is still running)"
+    if saved is None:
+        if finished:
+            found.ok("saved", "the final model is there; no checkpoints are kept", 28)
+        else:
+            found.fail("saved", f"trained to step {trained:,} and nothing was saved", again, 28)
+    elif trained > saved:
+        what = f"the newest checkpoint is of step {saved:,}, the last metrics of step {trained:,}"
+        found.warn("saved", f"{what}: {trained - saved:,} steps will be repeated", again, 28)
+    elif not finished:
+        total = recipe.train.steps if recipe is not None else None
+        goal = f" of {total:,}" if total else ""
+        found.warn("saved", f"stopped at step {saved:,}{goal}; there is no final model/ yet", again, 28)
+    else:
+        found.ok("saved", f"step {saved:,}, and the final model", 28)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    try:
+        return Tokenizer.load(folder)
+    except SproutError:
+        return None
+
+
+def one_tokenizer(found: Examination, run: Path, checkpoint: Path | None) -> None:
+    """pitfall 6: the model that is handed on has the tokenizer and the chat template of the training."""
+    if checkpoint is None or not (run / "model" / "tokenizer.json").is_file():
+        return
+    ours, theirs = tokenizer_of(checkpoint), tokenizer_of(run / "model")
+    if ours is None or theirs is None:
+        return
+    same_tokenizer(found, "tokenizer of model/", ours.fingerprint, theirs.fingerprint, "checkpoint and model/")
+    if ours.chat_template != theirs.chat_template:
+        what = "the chat template in model/ is not the one that the checkpoint was trained with"
+        found.fail(
+            "chat template", what, "copy tokenizer_config.json of the checkpoint into model/, or export again", 6
+        )
+
+
+def change_from_start(found: Examination, run: Path, recipe: Recipe) -> None:
+    """pitfall 29: a stage whose updates were lost leaves the weights where they were."""
+    start = recipe.init_from
+    if start in (None, "random") or not Path(str(start)).exists():
+        return
+    from ..export.load import load
+    from ..pipeline.train import changed_share
+
+    size = sum(path.stat().st_size for path in Path(str(start)).rglob("model*.safetensors"))
+    if size > COMPARE_BYTES:
+        found.notes.append(f"{size / 1e9:.1f} GB of weights: not compared with {start}")
+        return
+    cure = "see the sentence; init_from may have changed since"
+    read, changed = found.attempt("change", cure, None, lambda: changed_share(load(run)[0], Path(str(start))))
+    if not read:
+        return
+    what = f"{changed:.1%} of the weights differ from {start} (as bf16)"
+    if changed < CHANGED_LEAST:
+        found.warn("change", what, "raise optimizer.lr or train longer: saved as bf16, this stage is lost", 29)
+    else:
+        found.ok("change", what, 29)
+
+
+def examine_saves(folder: Path) -> list[Examination]:
+    """A run's ``checkpoints`` folder by itself."""
+    found = Examination(str(folder), "checkpoints")
+    checkpoints = Checkpointer(folder, say=found.notes.append)
+    _, newest = found.attempt("checkpoints", "restore one from a copy, or start over", 27, checkpoints.latest)
+    if newest is not None:
+        return [examine_checkpoint(newest.path)]
+    saves(found, folder)
+    return [found]
