@@ -85,5 +85,6 @@ class MasterWeights:
         for name, master in self.masters.items():
             if master.shape != state[name].shape:
                 raise ValueError(f"{name} has shape {tuple(state[name].shape)}; the model needs {tuple(master.shape)}")
+        for name, master in self.masters.items():  # only once all of them fit
             master.copy_(state[name])
         self.publish()

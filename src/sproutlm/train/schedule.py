@@ -19,7 +19,7 @@ def multiplier(config: ScheduleConfig, step: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.name == "wsd":
-        start = max(warmup, total - int(round(config.decay * total)))
+        start = min(max(warmup, total - int(round(config.decay * total))), total - 1)  # the last step is always `final`
     else:
         start = warmup
     if step < start:
