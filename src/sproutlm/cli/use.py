@@ -101,5 +101,4 @@ def evaluate(
     from ..pipeline.evaluate import evaluate as measure
 
     check_json_target(json_file)
-    report = measure(run, questions=questions, text=text, max_questions=max_questions)
-    write_json(json_file, report)
+    measure(run, questions=questions, text=text, max_questions=max_questions, json_file=json_file)
