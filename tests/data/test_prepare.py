@@ -163,6 +163,19 @@ def test_a_bad_row_in_a_worker_is_told_like_one_at_home(jsonl, make, small_chunk
     assert str(alone.value) == str(worker.value)
 
 
+def test_a_worker_that_dies_is_a_sentence_not_a_hang(jsonl, make, monkeypatch, tmp_path):
+    """Out of memory, the system kills a worker without a word."""
+    (tmp_path / "fatal_format.py").write_text(
+        "import os\nfrom sproutlm.data.formats import Format\n"
+        "FORMAT = Format('fatal', lambda value: True, lambda value, columns: os._exit(9))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(workers_module, "SMALL_BYTES", 0)
+    source = SourceConfig(path=str(jsonl(ROWS)), format="fatal_format:FORMAT")
+    with pytest.raises(DataError, match="a tokenising process ended unexpectedly.*set data.workers"):
+        make([source], workers=2)
+
+
 def kill_self(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
