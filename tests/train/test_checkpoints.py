@@ -1,0 +1,294 @@
+"""Checkpoints on disk: whole or not there, found damaged by their checksums, and never the cause of losing another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sproutlm.errors import CheckpointError
+from sproutlm.train import checkpoint as checkpoint_module
+from sproutlm.train.checkpoint import MARKER, Checkpointer, verify, write_atomic
+
+
+def tensors(step: int) -> dict[str, Tensor]:
+    return {"embed.weight": torch.full((16, 8), float(step)), "norm.weight": torch.arange(8.0) + step}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def checkpointer(tmp_path: Path, said: list[str]) -> Checkpointer:
+    return Checkpointer(tmp_path / "checkpoints", keep_last=2, say=said.append)
+
+
+def save(checkpointer: Checkpointer, step: int, keep: set[int] | None = None) -> Path:
+    return checkpointer.save(
+        step,
+        tensors(step),
+        {"norm.weight/step": torch.tensor([step])},
+        {"state": {"step": step}},
+        {"a.txt": "甲\n"},
+        keep,
+    )
+
+
+def flip_bit(path: Path, place: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 1
+    path.write_bytes(data)
+
+
+# --- what is written ----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_saved_is_read_back_exactly(checkpointer: Checkpointer) -> None:
+    path = save(checkpointer, 7)
+    checkpoint = checkpointer.latest()
+    assert checkpoint is not None and (checkpoint.step, checkpoint.path) == (7, path)
+    assert checkpoint.state() == {"state": {"step": 7}}
+    assert all(torch.equal(t, tensors(7)[n]) for n, t in checkpoint.model_tensors().items())
+    assert torch.equal(checkpoint.optimizer_tensors()["norm.weight/step"], torch.tensor([7]))
+    assert (path / "a.txt").read_bytes() == "甲\n".encode()
+    assert (checkpointer.folder / "latest").read_text() == "step-00000007\n"
+
+
+def test_the_marker_holds_every_files_checksum(checkpointer: Checkpointer) -> None:
+    path = save(checkpointer, 1)
+    table = json.loads((path / MARKER).read_text())["files"]
+    assert table.keys() == {p.name for p in path.iterdir()} - {MARKER}
+    assert verify(path) is None
+
+
+def test_one_state_gives_one_sequence_of_bytes(checkpointer: Checkpointer, tmp_path: Path) -> None:
+    """Two runs that arrive at the same weights can be compared file by file."""
+    other = save(Checkpointer(tmp_path / "other"), 3)
+    for file in save(checkpointer, 3).iterdir():
+        assert file.read_bytes() == (other / file.name).read_bytes(), file.name
+
+
+def test_nothing_that_unpickles_is_written(checkpointer: Checkpointer) -> None:
+    """Pitfall 42, for our own files."""
+    assert {p.suffix for p in save(checkpointer, 1).iterdir()} <= {".safetensors", ".json", ".txt", ".yaml", ""}
+
+
+# --- a kill at any moment -----------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends the process where it stands: no handler of ours may run, as under kill -9."""
+
+
+def test_a_kill_at_any_operation_of_a_save_leaves_a_loadable_checkpoint(
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """Pitfall 27: every write, sync, rename and removal of the second save is in turn the last thing that happens."""
+    calls = {"left": 10**9}
+
+    def dying(function: Callable) -> Callable:
+        def call(*args, **kwargs):  # type: ignore[no-untyped-def]
+            calls["left"] -= 1
+            if calls["left"] < 0:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    whole_rmtree = shutil.rmtree
+
+    def half_rmtree(path, **kwargs):  # type: ignore[no-untyped-def]
+        if calls["left"] == 0:  # the kill comes after the first of its files is gone
+            min(Path(path).iterdir()).unlink()
+        return dying(whole_rmtree)(path, **kwargs)
+
+    monkeypatch.setattr(os, "replace", dying(os.replace))
+    monkeypatch.setattr(os, "fsync", dying(os.fsync))
+    monkeypatch.setattr(shutil, "rmtree", half_rmtree)
+    monkeypatch.setattr(checkpoint_module, "save_file", dying(checkpoint_module.save_file))
+    monkeypatch.setattr(Path, "write_text", dying(Path.write_text))
+    monkeypatch.setattr(Path, "mkdir", dying(Path.mkdir))
+
+    outcomes = []
+    for moment in range(200):
+        calls["left"] = 10**9
+        whole_rmtree(checkpointer.folder, ignore_errors=True)
+        for step in (1, 2):
+            save(checkpointer, step)
+        calls["left"] = moment
+        try:
+            save(checkpointer, 3)
+        except Killed:
+            pass
+        else:
+            break
+        finally:
+            calls["left"] = 10**9
+        found = checkpointer.latest()
+        assert found is not None and found.step in (2, 3), f"killed at operation {moment}"
+        assert torch.equal(found.model_tensors()["embed.weight"], tensors(found.step)["embed.weight"])
+        named = checkpointer.folder / (checkpointer.folder / "latest").read_text().strip()
+        assert verify(named) is None, "`latest` never names a checkpoint that is not whole"
+        assert said == [], "nothing half-written was even looked at"
+        outcomes.append(found.step)
+        save(checkpointer, 3)  # the run goes on
+        save(checkpointer, 4)
+        assert checkpointer.steps() == [3, 4]
+        assert sorted(p.name for p in checkpointer.folder.iterdir()) == ["latest", "step-00000003", "step-00000004"]
+    assert len(outcomes) > 15 and {2, 3} == set(outcomes), "kills fell before and after the rename"
+
+
+# --- damage -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "trainer.json", "a.txt", MARKER])
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "removed"])
+def test_damage_is_found_and_the_checkpoint_before_is_used_and_said(
+    checkpointer: Checkpointer, said: list[str], name: str, damage: str
+) -> None:
+    for step in (1, 2):
+        save(checkpointer, step)
+    file = checkpointer.folder / "step-00000002" / name
+    if damage == "flipped bit":
+        flip_bit(file)
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-3])
+    else:
+        file.unlink()
+    found = checkpointer.latest()
+    assert found is not None and found.step == 1
+    checkpointer.latest()
+    (sentence,) = said  # once, however often it is looked at
+    assert "step 2 is damaged" in sentence and name in sentence and "the one before" in sentence
+
+
+@pytest.mark.parametrize("place", [k / 40 for k in range(40)])
+def test_a_flipped_bit_anywhere_in_the_marker_is_found(checkpointer: Checkpointer, place: float) -> None:
+    path = save(checkpointer, 1)
+    before = json.loads((path / MARKER).read_text())
+    flip_bit(path / MARKER, place)
+    try:
+        harmless = json.loads((path / MARKER).read_text()).get("files") == before["files"]
+    except ValueError:
+        harmless = False
+    assert harmless or verify(path) is not None
+
+
+def test_when_all_are_damaged_it_is_said_and_nothing_is_started_over(checkpointer: Checkpointer) -> None:
+    for step in (1, 2):
+        flip_bit(save(checkpointer, step) / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match="none of the 2 checkpoints is undamaged; remove the folder to start over"
+    ):
+        checkpointer.latest()
+
+
+def test_no_checkpoint_is_no_error(checkpointer: Checkpointer) -> None:
+    assert checkpointer.latest() is None and checkpointer.steps() == []
+
+
+def test_a_damaged_checkpoint_is_written_anew_when_the_run_comes_to_it_again(checkpointer: Checkpointer) -> None:
+    for step in (1, 2):
+        save(checkpointer, step)
+    flip_bit(checkpointer.folder / "step-00000002" / "model.safetensors")
+    save(checkpointer, 2)
+    found = checkpointer.latest()
+    assert found is not None and found.step == 2 and verify(found.path) is None
+
+
+def test_an_undamaged_checkpoint_of_the_same_step_is_left_as_it_is(checkpointer: Checkpointer) -> None:
+    path = save(checkpointer, 1)
+    before = {p.name: p.stat().st_mtime_ns for p in path.iterdir()}
+    assert save(checkpointer, 1) == path
+    assert {p.name: p.stat().st_mtime_ns for p in path.iterdir()} == before
+
+
+# --- what is kept -------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_and_the_best_are_kept(checkpointer: Checkpointer) -> None:
+    for step in range(1, 6):
+        save(checkpointer, step, keep={2})
+    assert checkpointer.steps() == [2, 4, 5]
+
+
+def test_damaged_newer_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
+    """A run that went back to step 1 because 2 and 3 are damaged must not lose what it saves on its way."""
+    checkpointer = Checkpointer(tmp_path / "c", keep_last=1, say=lambda sentence: None)
+    save(checkpointer, 10)
+    for step in (20, 30):
+        save(Checkpointer(tmp_path / "c", keep_last=9), step)
+        flip_bit(tmp_path / "c" / f"step-{step:08d}" / "model.safetensors")
+    save(checkpointer, 15)
+    found = checkpointer.latest()
+    assert found is not None and found.step == 15
+
+
+# --- disks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True, timeout=20)
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_intact(small_disk: Path) -> None:
+    checkpointer = Checkpointer(small_disk / "checkpoints")
+    save(checkpointer, 1)
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(bytes(free - 8192))
+    large = {"embed.weight": torch.zeros(200, 40)}  # 32 kB where 8 are free
+    with pytest.raises(
+        CheckpointError, match="step 2 could not be written: the disk is full; .* step 1 is intact"
+    ) as e:
+        checkpointer.save(2, large, {"x": torch.zeros(1)}, {}, {})
+    assert e.value.exit_code == 1 and "Make room and start the same command again" in str(e.value)
+    assert checkpointer.steps() == [1] and not list(checkpointer.folder.glob(".step-*"))
+    filler.unlink()
+    checkpointer.save(2, large, {"x": torch.zeros(1)}, {}, {})
+    found = checkpointer.latest()
+    assert found is not None and found.step == 2
+
+
+def test_a_full_disk_at_the_small_files_is_said_too(small_disk: Path) -> None:
+    checkpointer = Checkpointer(small_disk / "checkpoints")
+    with pytest.raises(CheckpointError, match="the disk is full; no checkpoint was saved before"):
+        checkpointer.save(1, tensors(1), {"x": torch.zeros(1)}, {}, {"big.json": "x" * 300_000})
+    assert checkpointer.latest() is None
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(open_folder: Path, ordinary_user) -> None:
+    (open_folder / "checkpoints").mkdir(mode=0o755)
+    with ordinary_user():
+        if os.access(open_folder / "checkpoints", os.W_OK, effective_ids=True):
+            pytest.skip("this user may write there")
+        with pytest.raises(CheckpointError, match="step 1 could not be written: .*Permission denied"):
+            save(Checkpointer(open_folder / "checkpoints"), 1)
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "x", "one")
+    write_atomic(tmp_path / "x", "二\n")
+    assert (tmp_path / "x").read_bytes() == "二\n".encode()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
