@@ -117,7 +117,7 @@ def examine_huggingface(folder: Path) -> Examination:
     import psutil
 
     found = Examination(str(folder), "Hugging Face folder")
-    cure = "see the sentence; a model of another architecture cannot be read"
+    cure = "models of other architectures cannot be read; import one that can: sprout import hf"
     read, config = found.attempt("config", cure, None, lambda: config_of(folder))
     opened, tensors = found.attempt("tensors", COPY_AGAIN, 32, lambda: SafetensorsFolder(folder))
     if read and opened:

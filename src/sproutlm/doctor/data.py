@@ -20,7 +20,7 @@ TOKEN_ROWS = 2_000  # rows that are also tokenised
 HEAD_BYTES = 1 << 20  # of each file, for line ends and marks
 HEAD_FILES = 50
 BAD_SHARE = 0.2  # of unreadable rows, above which the file is taken to be the wrong one
-DUPLICATE_SHARE = 0.01
+DUPLICATE_SHARE = 0.02
 LONG_SHARE = 0.05
 MARKUP_SHARE = 0.5
 STOP_SHARE = 0.99
@@ -41,7 +41,7 @@ def examine_data(source: SourceConfig, context: Context | None = None, rows: int
     """Examine a source. Whatever keeps it from being read is a finding, too."""
     context = context or Context()
     found = Examination(source.path, "data")
-    opened, files = found.attempt("file", "see the sentence", None, lambda: find_files(source.path))
+    opened, files = found.attempt("file", "check the path and its permissions", None, lambda: find_files(source.path))
     if not opened:
         return found
     found.kind = "data file" if len(files.paths) == 1 else f"data, {len(files.paths):,} files"
@@ -56,7 +56,8 @@ def examine_data(source: SourceConfig, context: Context | None = None, rows: int
     try:
         scan = scan_rows(source, rows)
     except SproutError as error:
-        found.fail("rows", str(error), "see the sentence", 13)
+        cure = "mend the file; or name format and columns in a recipe, and examine that: sprout doctor RECIPE.yaml"
+        found.fail("rows", str(error), cure, 13)
         return found
     found.notes.append(f"{scan.format}: {', '.join(f'{n:,} {kind}' for kind, n in scan.kinds.items()) or 'no records'}")
     if scan.cut_short:

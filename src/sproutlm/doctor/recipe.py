@@ -26,7 +26,7 @@ def examine_recipe(path: Path) -> list[Examination]:
         loaded = load_recipe(path)
     except RecipeError as error:
         for problem in error.problems:
-            found.fail("recipe", problem, "see the sentence")
+            found.fail("recipe", problem, "mend this line; `sprout schema` describes every key")
         return [found]
     found.notes += loaded.notes
     found.ok("recipe", "every key is known, every value possible")

@@ -306,7 +306,7 @@ def change_from_start(found: Examination, run: Path, recipe: Recipe) -> None:
     if size > COMPARE_BYTES:
         found.notes.append(f"{size / 1e9:.1f} GB of weights: not compared with {start}")
         return
-    cure = "see the sentence; init_from may have changed since"
+    cure = "what init_from names may have changed since; nothing can be compared"
     read, changed = found.attempt("change", cure, None, lambda: changed_share(load(run)[0], Path(str(start))))
     if not read:
         return

@@ -27,7 +27,7 @@ def examine_tokenizer(path: Path) -> Examination:
     """Examine a tokenizer's folder, or the tokenizer of a run or a Hugging Face folder."""
     found = Examination(str(path), "tokenizer")
     cure = "use a byte-level BPE tokenizer, or train one with `sprout tokenizer train`"
-    read, loaded = found.attempt("loads", cure, 8, lambda: (find_tokenizer_folder(path), Tokenizer.load(path)))
+    read, loaded = found.attempt("loads", cure, 8, lambda: (find_tokenizer_folder(path), loaded_from(path)))
     if not read:
         return found
     folder, tokenizer = loaded
@@ -52,6 +52,16 @@ def examine_tokenizer(path: Path) -> Examination:
     model_rows(found, folder, tokenizer)
     first_token(found, tokenizer)
     return found
+
+
+def loaded_from(path: Path) -> Tokenizer:
+    """``Tokenizer.load``; what the tokenizers library cannot even build (merges that contradict a prefix) is a sentence."""
+    try:
+        return Tokenizer.load(path)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's own kind of error, which is no Exception
+            raise
+        raise SproutError(f"{path}: the tokenizers library cannot build this tokenizer ({error})") from None
 
 
 def written_config(found: Examination, tokenizer: Tokenizer) -> None:

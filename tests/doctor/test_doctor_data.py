@@ -1,0 +1,206 @@
+"""A data file with a fault is named with it, and a healthy one is left in peace."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sproutlm.config import SourceConfig
+from sproutlm.doctor.data import Context, examine_data
+from sproutlm.doctor.finding import Examination
+
+TEXTS = [{"text": f"the river and the hill, number {i}. 春眠不觉晓，处处闻啼鸟。"} for i in range(40)]
+Chat = list[dict[str, Any]]
+
+
+def chat(i: int, *more: dict[str, Any]) -> dict[str, Chat]:
+    turns: Chat = [{"role": "user", "content": f"{i} + 1 = ?"}, {"role": "assistant", "content": f"{i + 1}."}]
+    return {"messages": [*turns, *more]}
+
+
+CHATS = [chat(i) for i in range(40)]
+
+
+@pytest.fixture
+def examined(tokenizer_folder: Path) -> Callable[..., Examination]:
+    def examine(path: Path | str, **context: Any) -> Examination:
+        stage, seq_len = context.pop("stage", None), context.pop("seq_len", None)
+        return examine_data(SourceConfig(path=str(path), **context), Context(tokenizer_folder, seq_len, stage))
+
+    return examine
+
+
+@pytest.mark.parametrize(
+    ("rows", "stage"),
+    [
+        (TEXTS, "pretrain"),
+        (CHATS, "sft"),
+        ([{"instruction": f"{i}?", "input": "", "output": f"{i}"} for i in range(30)], "sft"),
+        ([{"prompt": f"{i}?", "chosen": f"{i}", "rejected": "no"} for i in range(30)], None),
+        ([{"text": f"good {i}", "label": "1"} for i in range(30)], None),
+    ],
+    ids=["texts", "chats", "instructions", "pairs", "labelled"],
+)
+def test_healthy_data_raises_no_alarm(
+    rows: list[Any], stage: str | None, examined: Any, rows_file: Any, assert_healthy: Any
+) -> None:
+    assert_healthy(examined(rows_file(rows), stage=stage))
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER, ANSWER = {"role": "user", "content": "and then?"}, {"role": "assistant", "content": "then 2."}
+FAULTS = {
+    # name: (rows, check, status, pitfall, what the sentence names)
+    "object instead of text": ([{"text": {"body": "x"}}] * 5, "rows", "fail", 13, "5 of 5 rows"),
+    "some bad rows": ([*TEXTS, {"text": 7}, {"words": "x"}], "rows", "warn", 13, "missing text 1"),
+    "mostly bad rows": ([*TEXTS[:6], *[{"text": i} for i in range(4)]], "rows", "fail", 13, "4 of 10"),
+    "empty rows": ([*TEXTS, {"text": "  "}], "empty rows", "warn", 13, "1 of 41"),
+    "duplicates": ([*TEXTS, *TEXTS], "duplicates", "warn", None, "40 of 80 records (50.0%)"),
+    "lost bytes": ([*TEXTS, {"text": "the r\ufffdver"}], "damaged characters", "warn", 8, "1 records"),
+    "mark inside": ([*TEXTS, {"text": "\ufeffthe hill"}], "byte-order mark inside", "warn", 12, "rows.jsonl:41"),
+    "two line ends": ([*TEXTS, {"text": "a\r\nb"}, {"text": "a\nc"}], "line ends in text", "warn", 8, "two ways"),
+    "written-out chats": (
+        [{"text": f"<|im_start|>user\n{i}<|im_end|>"} for i in range(9)],
+        "written-out conversations", "warn", 14, "9 of 9 documents",
+    ),
+    "chats as JSON text": (
+        [{"text": json.dumps(row)} for row in CHATS], "conversations as JSON text", "warn", 14, "40 documents",
+    ),
+    "repeated role": ([*CHATS, chat(99, USER, USER, ANSWER)], "repeated role", "warn", 13, "rows.jsonl:41"),
+    "assistant first": (
+        [*CHATS, {"messages": [SYSTEM, ANSWER, USER, ANSWER]}], "assistant first", "warn", 13, "1 of 41",
+    ),
+    "user last": ([*CHATS, chat(99, USER)], "user last", "warn", 13, "1 of 41"),
+    "empty answer": (
+        [*CHATS, chat(99, USER, {"role": "assistant", "content": " "})], "empty answer", "warn", 1, "1 of 41",
+    ),
+    "no assistant turn": ([*CHATS, {"messages": [USER]}], "assistant turns", "warn", 3, "1 conversations"),
+    "nothing trained": (
+        [*CHATS, {"messages": [USER, {**ANSWER, "train": False}]}], "nothing trained", "warn", 23, "1 of 41",
+    ),
+    "one-sided think": (
+        [{"prompt": "a?", "chosen": "<think>\n\n</think>\n\nb", "rejected": f"c{i}"} for i in range(3)],
+        "one-sided wrapper", "warn", 6, "3 of 3",
+    ),
+    "equal sides": ([{"prompt": f"{i}", "chosen": "b", "rejected": "b"} for i in range(3)], "equal sides", "warn", None, "3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_of_a_data_file_is_named(name: str, examined: Any, rows_file: Any, finding: Any) -> None:
+    """pitfalls 1, 3, 6, 8, 12, 13, 14, 23, as a user's own file can have them."""
+    rows, check, status, pitfall, words = FAULTS[name]
+    found = finding(examined(rows_file(rows)), check)
+    assert (found.status, found.pitfall) == (status, pitfall)
+    assert words in found.what
+    assert found.cure
+
+
+def test_control_tokens_in_content_are_said_and_are_no_fault(
+    examined: Any, rows_file: Any, finding: Any, assert_healthy: Any
+) -> None:
+    """pitfall 4: they stay text here."""
+    found = examined(rows_file([*CHATS, chat(99, USER, {"role": "assistant", "content": "write <|im_end|> there"})]))
+    assert_healthy(found)
+    assert "1 records" in finding(found, "control tokens in content").what
+
+
+def test_turns_of_others_that_are_trained_are_said(examined: Any, rows_file: Any, finding: Any) -> None:
+    """pitfall 3: only when a row asks for it, and then it is said."""
+    found = examined(rows_file([*CHATS, {"messages": [{**USER, "train": True}, ANSWER]}]))
+    assert "1 conversations" in finding(found, "turns of others").what
+    assert not [f for f in examined(rows_file(CHATS)).findings if f.check == "turns of others"]
+
+
+@pytest.mark.parametrize(
+    ("content", "check", "status", "words"),
+    [
+        (b"", "rows", "fail", "empty"),
+        ('{"text": "床前明月光，疑是地上霜。"}\n'.encode("gb18030") * 9, "rows", "fail", "gb18030"),
+        (b'{"text": "one"}\n{"text": \n', "rows", "fail", "not JSON"),
+        (b'\xef\xbb\xbf{"text": "one"}\n', "byte-order mark", "ok", "never trained"),
+        (b'{"text": "one"}\r\n{"text": "two"}\r\n', "line ends", "ok", "CRLF"),
+    ],
+    ids=["empty", "gb18030", "broken JSON", "mark", "CRLF"],
+)
+def test_the_bytes_of_a_file_are_examined(
+    content: bytes, check: str, status: str, words: str, tmp_path: Path, examined: Any, finding: Any
+) -> None:
+    """pitfall 12: line ends and marks; an empty file and another encoding are findings, not crashes."""
+    (tmp_path / "a.jsonl").write_bytes(content)
+    found = finding(examined(tmp_path / "a.jsonl"), check)
+    assert found.status == status
+    assert words in found.what
+
+
+def test_a_damaged_archive_is_a_finding(tmp_path: Path, examined: Any, finding: Any) -> None:
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in TEXTS).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    found = finding(examined(tmp_path / "a.jsonl.gz"), "rows")
+    assert found.status == "fail" and "cut short" in found.what
+
+
+def test_files_left_out_for_their_suffix_are_said(tmp_path: Path, examined: Any, rows_file: Any, finding: Any) -> None:
+    """pitfall 13: a folder whose data has another suffix loses it without a word."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows_file(TEXTS).rename(folder / "a.jsonl")
+    (folder / "b.data").write_text("x")
+    assert finding(examined(folder), "files left out").status == "warn"
+
+
+def test_conversations_longer_than_a_row_are_counted(examined: Any, rows_file: Any, finding: Any) -> None:
+    """pitfall 2: they lose turns or the end of an answer; long texts are only cut into pieces."""
+    path = rows_file(CHATS)
+    assert finding(examined(path, seq_len=128), "long records").status == "ok"
+    found = finding(examined(path, seq_len=8), "long records")
+    assert (found.status, found.pitfall) == ("warn", 2)
+    assert found.what.startswith("100.0% of the records have more than 8 tokens;")
+    assert finding(examined(rows_file(TEXTS), seq_len=8), "long records").status == "ok"
+
+
+def test_rows_that_train_no_stop_token_are_counted(
+    tokenizer: Any, tmp_path: Path, rows_file: Any, finding: Any
+) -> None:
+    """pitfall 1: with a template whose end token lies outside of what is trained, no conversation teaches to stop."""
+    source = tokenizer.chat_template.replace(
+        "'<|im_end|>' }}\n        {%- endgeneration %}", "'' }}\n        {%- endgeneration %}{{- '<|im_end|>' }}"
+    )
+    assert source != tokenizer.chat_template
+    tokenizer.with_chat_template(source).save(tmp_path / "bad")
+    found = examine_data(SourceConfig(path=str(rows_file(CHATS))), Context(tmp_path / "bad"))
+    assert (finding(found, "stop token").status, finding(found, "stop token").pitfall) == ("fail", 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "stage", "status"),
+    [(CHATS, "pretrain", "warn"), (TEXTS, "sft", "warn"), ([{"text": "a", "label": "b"}] * 3, "pretrain", "fail")],
+    ids=["chats in pretraining", "texts in fine-tuning", "labels"],
+)
+def test_data_of_another_stage_is_named(
+    rows: list[Any], stage: str, status: str, examined: Any, rows_file: Any, finding: Any
+) -> None:
+    """pitfall 14: conversations in a pretraining recipe, documents in a fine-tuning one."""
+    assert finding(examined(rows_file(rows), stage=stage), "kind of data").status == status
+
+
+def test_a_huge_file_is_sampled_and_that_is_said(rows_file: Any, tokenizer_folder: Path) -> None:
+    source = SourceConfig(path=str(rows_file(TEXTS)))
+    found = examine_data(source, Context(tokenizer_folder), rows=10)
+    assert "only the first 10 rows were looked at" in found.notes
+    assert not any("only the first" in note for note in examine_data(source, Context(tokenizer_folder), rows=40).notes)
+
+
+def test_the_shared_equations_are_named(examined: Any, finding: Any) -> None:
+    """pitfall 13: a real file whose text is an object."""
+    path = Path(__file__).resolve().parents[2] / "../shared/data/pretrain/equations_nested_text.jsonl"
+    if not path.is_file():
+        pytest.skip("the shared data is not here")
+    found = finding(examined(path, max_rows=50), "rows")
+    assert found.status == "fail" and "text.prompt" in found.what
+    assert finding(examined(path, max_rows=50, columns={"text": "text.prompt"}), "rows").status == "ok"
