@@ -218,7 +218,7 @@ def test_the_map_names_every_room(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAIRS[0])
 def test_the_exit_codes_are_those_of_the_errors(page: str) -> None:
-    kinds = [errors.SproutError, *errors.SproutError.__subclasses__()]
+    kinds: list[type[errors.SproutError]] = [errors.SproutError, *errors.SproutError.__subclasses__()]
     assert {int(cell) for cell in first_cells(page) if cell.isdecimal()} == {0} | {kind.exit_code for kind in kinds}
 
 
