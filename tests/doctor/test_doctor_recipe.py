@@ -68,6 +68,11 @@ def test_each_setting_that_is_seldom_meant_is_named(
     assert found.cure
 
 
+def test_the_default_warm_up_of_a_short_run_is_no_fault(tmp_path: Path, assert_healthy: Any) -> None:
+    """pitfall 30: nobody asked for those 40 steps, and the schedule holds them to half of the run."""
+    assert_healthy(*examine_recipe(write(tmp_path, train__steps=30)))
+
+
 def test_a_recipe_that_does_not_validate_is_a_finding_per_fault(tmp_path: Path) -> None:
     found = examine_recipe(write(tmp_path, train__batch_tokens=100, colour="green"))[0]
     assert [f.status for f in found.findings] == ["fail", "fail"]

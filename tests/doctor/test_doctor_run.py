@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sproutlm.config import dump_recipe
+from sproutlm.doctor.recognise import recognise
 from sproutlm.doctor.run import examine_run, examine_saves, examine_shards
 
 Rows = list[dict[str, Any]]
@@ -89,6 +90,15 @@ def test_a_run_without_its_end_is_named(run: Path, finding: Any) -> None:
     assert (found.status, found.pitfall) == ("warn", 28)
     shutil.rmtree(run / "checkpoints")
     assert finding(examine_run(run)[0], "saved").status == "fail"
+
+
+def test_a_folder_that_is_only_prepared_is_no_fault(run: Path, tmp_path: Path, assert_healthy: Any) -> None:
+    run.joinpath("data").rename(tmp_path / "prepared")
+    only = tmp_path / "only"
+    only.mkdir()
+    (tmp_path / "prepared").rename(only / "data")
+    assert recognise(only) == "run"
+    assert_healthy(*examine_run(only))
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(run: Path, finding: Any) -> None:

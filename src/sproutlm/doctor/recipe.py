@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.load import load_recipe
-from ..config.schema import Pipeline, Recipe, SourceConfig, TrainStage
+from ..config.schema import Pipeline, Recipe, ScheduleConfig, SourceConfig, TrainStage
 from ..errors import RecipeError, SproutError
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.schedule import warmup_steps
@@ -63,10 +63,10 @@ def settings(found: Examination, recipe: Recipe, label: str = "") -> None:
     if schedule.warmup == 0:
         what = f"{label}schedule.warmup is 0: the first step is taken at the full rate"
         found.warn("warm-up", what, "set schedule.warmup, 0.02 for example", 30)
-    elif train.steps is not None and schedule.warmup >= 1 and warmup_steps(schedule, train.steps) < schedule.warmup:
+    elif cut_warmup(recipe) and schedule.warmup != ScheduleConfig.model_fields["warmup"].default:
         what = (
             f"{label}schedule.warmup={schedule.warmup:g} of {train.steps:,} steps is more than half of the run and is cut "
-            f"to {warmup_steps(schedule, train.steps)}"
+            "to half of it"
         )
         found.warn("warm-up", what, "lower schedule.warmup, or give it as a share (0.02)", 30)
     low, high = RATES[recipe.optimizer.name]
@@ -82,6 +82,12 @@ def settings(found: Examination, recipe: Recipe, label: str = "") -> None:
         found.warn("start", what, "set init_from: the run folder or Hugging Face folder of a pretrained model", 39)
     if len(found.findings) == before:
         found.ok("settings", f"{label}{rows} rows of {data.seq_len} tokens per step; nothing unusual", 30)
+
+
+def cut_warmup(recipe: Recipe) -> bool:
+    """Whether the warm-up asked for, in steps, is longer than the half of the run that it is held to."""
+    asked, steps = recipe.schedule.warmup, recipe.train.steps
+    return steps is not None and asked >= 1 and warmup_steps(recipe.schedule, steps) < asked
 
 
 def held_out(found: Examination, recipe: Recipe, label: str) -> None:

@@ -37,6 +37,8 @@ def _folder(path: Path) -> str:
         return "stages"
     if "checkpoints" in has or "metrics.jsonl" in has or (path / "model" / "config.json").is_file():
         return "run"
+    if (path / "tokenizer" / "tokenizer.json").is_file() or (path / "data" / "train" / "manifest.json").is_file():
+        return "run"  # prepared, and not yet trained
     if "config.json" in has:
         return "huggingface"
     if "tokenizer.json" in has or "tokenizer.model" in has:

@@ -58,6 +58,8 @@ def examine_run(run: Path) -> list[Examination]:
 
 def stored_recipe(found: Examination, run: Path) -> Recipe | None:
     path = run / "recipe.yaml"
+    if not path.is_file() and not (run / "metrics.jsonl").is_file():
+        return None  # prepared and not yet trained, or imported
     if not path.is_file():
         what = "there is no recipe.yaml, so nothing says how this run was made"
         found.warn("recipe", what, "train with `sprout train`, which stores it", 26)
@@ -259,6 +261,8 @@ def progress(found: Examination, run: Path, recipe: Recipe | None, saved: int | 
     if saved is None:
         if finished:
             found.ok("saved", "the final model is there; no checkpoints are kept", 28)
+        elif not rows:
+            found.ok("saved", "not trained yet: only what training needs is here", 28)
         else:
             found.fail("saved", f"trained to step {trained:,} and nothing was saved", again, 28)
     elif trained > saved:
