@@ -192,7 +192,7 @@ def test_each_row_of_the_metrics_says_what_it_says(make_trainer) -> None:
     assert [r["tokens"] for r in rows] == [4 * 36, 6 * 36]
     # The mean over the tokens of the window, not a mean of means, nor the last step's.
     for row, window in zip(rows, (losses[:4], losses[4:]), strict=True):
-        assert row["loss"] == pytest.approx(sum(l for l, _ in window) / sum(n for _, n in window), rel=1e-12)
+        assert row["loss"] == pytest.approx(sum(loss for loss, _ in window) / sum(n for _, n in window), rel=1e-12)
     assert rows[-1]["lr_multiplier"] == pytest.approx(0.05) and rows[-1]["lr"] == pytest.approx(0.05 * 0.02)
     assert {"grad_norm", "memory_mb", "tokens_per_second"} <= rows[0].keys()
     assert result.loss == rows[-1]["loss"] and result.tokens == 6 * 36
