@@ -24,7 +24,8 @@ PLACE_KEYS = ("run", "init_from", "data.cache", "data.workers")
 CONTENTS = {
     "data": "the training data (another file, or other rows or bytes in it)",
     "validation": "the validation data (another file, or other rows or bytes in it)",
-    "tokenizer": "the tokenizer (other ids, or another template)",
+    "tokenizer": "the tokenizer (other ids for the same text)",
+    "template": "the tokenizer's chat template",
     "start": "the model that init_from names (other weights)",
 }
 
@@ -72,7 +73,9 @@ def check_continuation(
     """Compare what a checkpoint was made with and what is asked now; refuse differences that were not asked for."""
     # A checkpoint of an earlier version knows nothing of newer settings: it was made with their defaults.
     found = differences({**old, "recipe": filled(old["recipe"])}, {key: new[key] for key in new if key in old})
-    contents = [CONTENTS[key] for key, _, _ in found if key in CONTENTS]
+    contents = {key for key, _, _ in found if key in CONTENTS}
+    if contents & {"tokenizer", "template"}:
+        contents -= {"data", "validation"}  # encoded anew, so other tokens: a consequence, not the cause
     settings = [f"{key}: was {a!r}, now {b!r}" for key, a, b in found if key not in allowed and key not in CONTENTS]
     if settings:
         raise CheckpointError(
@@ -80,8 +83,9 @@ def check_continuation(
             "settings, or name what shall change (--change key=value), or use another run folder (run=DIR)"
         )
     if contents:
+        changed = "; ".join(CONTENTS[key] for key in sorted(contents))
         raise CheckpointError(
-            f"{run}: what the checkpoints there were made with has changed since: {'; '.join(contents)}. Put back what was "
+            f"{run}: what the checkpoints there were made with has changed since: {changed}. Put back what was "
             "there, or use another run folder (run=DIR); there init_from=RUN begins from the weights of a finished run"
         )
     return found
@@ -105,6 +109,7 @@ def identity_of(resolved: Recipe, prepared: Prepared, model: Transformer) -> dic
         "data": prepared.train.fingerprint,
         "validation": prepared.validation.fingerprint if prepared.validation else None,
         "tokenizer": prepared.tokenizer.fingerprint,
+        "template": prepared.template.fingerprint,
         "start": None,
     }
     if resolved.init_from not in (None, "random"):
