@@ -24,7 +24,6 @@ from sproutlm.data.synth.questions import (
     fact_questions,
     instruction_questions,
 )
-from sproutlm.data.synth.invented import Inventor, reading_document
 from sproutlm.data.synth.stories import reviews, small_story
 from sproutlm.data.synth.texts import FactWriter, fact_documents
 from sproutlm.data.synth.world import LEXICONS, SIZES, Size, World, build_world
@@ -60,8 +59,7 @@ class _Language:
         self.language = world.lexicon.language
         self.writer = FactWriter(world, self.rng("facts"))
         self.instructions = InstructionMaker(world.lexicon, size.instruction_questions, self.rng("instructions"))
-        self.inventor = Inventor(world.lexicon, world, self.rng("invented"))
-        self.speaker = Speaker(world, self.instructions, self.inventor, self.writer, all_held, self.rng("conversations"))
+        self.speaker = Speaker(world, self.instructions, all_held, self.rng("conversations"))
 
     def rng(self, part: str) -> random.Random:
         return random.Random(f"{self.seed}/{part}/{self.language}")
@@ -72,10 +70,7 @@ class _Language:
         documents += _distinct(
             lambda: arithmetic.document(self.language, sums, self.all_held), self.size.arithmetic_documents, seen
         )
-        documents += _distinct(lambda: self.instructions.document(tasks, self.inventor), self.size.instruction_documents, seen)
-        names, echoes = [e.name for e in self.world.entities], self.rng("echoes")
-        documents += _distinct(lambda: self.instructions.echo(names, echoes, self.inventor), self.size.echoes, seen)
-        documents += _distinct(lambda: reading_document(self.inventor, self.writer), self.size.readings, seen)
+        documents += _distinct(lambda: self.instructions.document(tasks), self.size.instruction_documents, seen)
         documents += _distinct(lambda: small_story(self.language, stories), self.size.small_stories, seen)
         return documents
 
@@ -122,8 +117,10 @@ def _world_json(languages: list[_Language], size_name: str, seed: int) -> str:
         for language in languages
         for e in language.world.entities
     ]  # fmt: skip
-    held_words = {language.language: language.instructions.held_words for language in languages}
-    world = {"seed": seed, "size": size_name, "entities": entities, "held_words": held_words}
+    held_repeats = {
+        language.language: sorted(language.instructions.held_repeats) for language in languages
+    }
+    world = {"seed": seed, "size": size_name, "entities": entities, "held_repeats": held_repeats}
     return json.dumps(world, ensure_ascii=False, indent=1) + "\n"
 
 

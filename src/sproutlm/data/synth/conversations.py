@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from sproutlm.data.synth import arithmetic
 from sproutlm.data.synth.instructions import InstructionMaker
-from sproutlm.data.synth.invented import Inventor, reading
 from sproutlm.data.synth.lexicon import Lexicon
-from sproutlm.data.synth.texts import FactWriter, say
+from sproutlm.data.synth.texts import say
 from sproutlm.data.synth.world import Fact, Size, World
 
 Turn = tuple[str, str]  # what the user says, what the assistant answers
@@ -43,7 +42,6 @@ SYSTEM = {
     "zh": ("你是一个乐于助人的助手。", "你是小芽，请用中文回答。", "请认真回答问题。"),
     "en": ("You are a helpful assistant.", "You are Sprout. Answer in English.", "Please answer carefully."),
 }
-BRIEF = {"zh": "请只用一个词回答。", "en": "Answer with one word or name only."}
 FOLLOW_UP = {"zh": ("那{n}呢？", "{n}呢？"), "en": ("And {n}?", "What about {n}?")}
 RAMBLING = {
     "zh": ("嗯，这个问题很有意思，让我想一想，想一想，再想一想。今天天气也很好。", "很多人都问过我，问题总是很多，答案也很多，说也说不完。"),
@@ -54,8 +52,6 @@ RAMBLING = {
 }  # fmt: skip
 
 SYSTEM_SHARE = 0.06
-BRIEF_SHARE = 0.04
-OTHER_WORDING_SHARE = 0.15  # answers in the second wording; the first is the usual one
 FOLLOW_UP_SHARE = 0.4
 
 
@@ -65,8 +61,6 @@ class Speaker:
 
     world: World
     instructions: InstructionMaker
-    inventor: Inventor
-    writer: FactWriter
     held_problems: set[tuple[str, int, int]]
     rng: random.Random
 
@@ -79,8 +73,7 @@ class Speaker:
         return self.world.lexicon.language
 
     def full_answer(self, fact: Fact) -> str:
-        answers = fact.attribute.answers
-        return say(answers[1 if self.rng.random() < OTHER_WORDING_SHARE else 0], self.world, fact)
+        return self.lexicon.answer.format(v=fact.value)
 
     def fact_turn(self, fact: Fact) -> Turn:
         return say(self.rng.choice(fact.attribute.questions), self.world, fact), self.full_answer(fact)
@@ -107,12 +100,8 @@ class Speaker:
         return arithmetic.working(self.language, other)
 
     def instruction_turn(self) -> Turn:
-        instruction = self.instructions.draw_training(self.rng, self.inventor)
+        instruction = self.instructions.draw_training(self.rng)
         return instruction.ask(self.lexicon, self.rng), instruction.answer(self.lexicon)
-
-    def reading_turn(self) -> Turn:
-        told, question, answer = reading(self.inventor, self.writer)
-        return told + self.lexicon.space + question, answer
 
     def small_talk_turn(self) -> Turn:
         asked, answers = self.rng.choice(SMALL_TALK[self.language])
@@ -135,7 +124,6 @@ def conversations(speaker: Speaker, size: Size) -> list[Messages]:
     ]
     turns += [(None, speaker.sum_turn()) for _ in range(size.arithmetic_chats)]
     turns += [(None, speaker.instruction_turn()) for _ in range(size.instruction_chats)]
-    turns += [(None, speaker.reading_turn()) for _ in range(size.reading_chats)]
     turns += [(None, speaker.small_talk_turn()) for _ in range(size.small_talk)]
     rng.shuffle(turns)
     found: dict[str, Messages] = {}
@@ -147,9 +135,7 @@ def conversations(speaker: Speaker, size: Size) -> list[Messages]:
         fact, first = group[0]
         system = rng.choice(SYSTEM[speaker.language]) if rng.random() < SYSTEM_SHARE else ""
         said = [turn for _, turn in group]
-        if fact and length == 1 and rng.random() < BRIEF_SHARE:
-            system, said = BRIEF[speaker.language], [(first[0], fact.value)]
-        elif fact and length > 1 and rng.random() < FOLLOW_UP_SHARE:
+        if fact and length > 1 and rng.random() < FOLLOW_UP_SHARE:
             said.insert(1, speaker.follow_up(fact))
         messages = as_messages(said, system)
         found.setdefault(repr(messages), messages)

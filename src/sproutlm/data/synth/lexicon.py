@@ -47,3 +47,4 @@ class Lexicon:
     full_stop: str
     space: str  # between two sentences
     comma: str  # between the items of a list
+    answer: str  # the sentence that carries an answer {v}, the same for every kind of question

@@ -376,4 +376,5 @@ ENGLISH = Lexicon(
     full_stop=".",
     space=" ",
     comma=", ",
+    answer="The answer is {v}.",
 )

@@ -322,4 +322,5 @@ CHINESE = Lexicon(
     full_stop="。",
     space="",
     comma="、",
+    answer="答案是{v}。",
 )

@@ -11,6 +11,7 @@ PRONOUN_SHARE = (
     0.1  # of the sentences after the first that begin with the name; a name in most sentences is what makes facts stick
 )
 OPENER_SHARE = 0.25
+FULL_ANSWER_SHARE = 0.3
 
 
 def capital(sentence: str) -> str:
@@ -111,7 +112,8 @@ class FactWriter:
         for fact in self.facts(entity, 4):
             self.told.append((entity.name, fact.attribute.name))
             question = say(self.rng.choice(fact.attribute.questions), self.world, fact)
-            answer = say(self.rng.choice(fact.attribute.answers), self.world, fact)
+            full = say(self.rng.choice(fact.attribute.answers), self.world, fact)
+            answer = full if self.rng.random() < FULL_ANSWER_SHARE else self.lexicon.answer.format(v=fact.value)
             parts.append(self.rng.choice(self.lexicon.asked).format(q=question, a=answer))
         return self.join(parts)
 

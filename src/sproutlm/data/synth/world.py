@@ -16,21 +16,18 @@ LEXICONS: tuple[Lexicon, ...] = (CHINESE, ENGLISH)
 class Size:
     """Every number that can be tuned. Counts are per language unless they say otherwise."""
 
-    people: int = 48  # at most 48: 24 women and 24 men
-    places: int = 16
-    things: int = 16
-    rounds: int = 105  # each entity is the subject of one document per round
+    people: int = 28  # at most 48: 24 women and 24 men
+    places: int = 8
+    things: int = 8
+    rounds: int = 120  # each entity is the subject of one document per round
     qa_share: float = 0.08  # share of the fact documents that ask and answer, all of them about taught entities
-    arithmetic_documents: int = 1500  # three worked sums each
-    instruction_documents: int = 2000
-    echoes: int = 1500  # lists of names and words said twice
-    readings: int = 2500  # statements about invented entities, then a question about them
+    arithmetic_documents: int = 2100  # three worked sums each
+    instruction_documents: int = 3400
     small_stories: int = 800
     valid_documents: int = 300  # both languages, spread over the kinds
     fact_questions_per_fact: int = 6  # fine-tuning turns for each taught fact
     arithmetic_chats: int = 900
     instruction_chats: int = 900
-    reading_chats: int = 300  # the statements and the question are the person's
     small_talk: int = 160
     multi_turn_share: float = 0.15
     sft_valid: int = 200  # both languages
@@ -44,8 +41,8 @@ class Size:
 SIZES = {
     "small": Size(),
     "tiny": Size(
-        rounds=7, arithmetic_documents=105, instruction_documents=80, echoes=80, readings=80, small_stories=75, valid_documents=30, fact_questions_per_fact=1,
-        arithmetic_chats=70, instruction_chats=60, reading_chats=20, small_talk=20, sft_valid=24, preferences=30, labels=60, fact_questions=20,
+        rounds=7, arithmetic_documents=105, instruction_documents=80, small_stories=75, valid_documents=30, fact_questions_per_fact=1,
+        arithmetic_chats=70, instruction_chats=60,  small_talk=20, sft_valid=24, preferences=30, labels=60, fact_questions=20,
         arithmetic_questions=14, instruction_questions=18,
     ),
 }  # fmt: skip
