@@ -20,7 +20,7 @@ from .prepare import Prepared, Say
 
 # What may differ when a run continues: where things lie and how fast they are made, not what they are.
 # A file's content is compared in place of its path: see ``identity_of``.
-PLACE_KEYS = ("run", "init_from", "data.cache", "data.workers")
+PLACE_KEYS = ("run", "init_from", "data.cache", "data.workers", "train.streams")
 CONTENTS = {
     "data": "the training data (another file, or other rows or bytes in it)",
     "validation": "the validation data (another file, or other rows or bytes in it)",

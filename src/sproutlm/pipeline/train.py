@@ -112,24 +112,44 @@ def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer,
     return Transformer(config).init_weights(recipe.seed), config
 
 
-def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, compute: str) -> Recipe:
+def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, how: dict[str, Any]) -> Recipe:
     """The recipe with nothing left open: what is stored in the run folder and in each checkpoint."""
-    train = recipe.train.model_copy(update={"steps": steps, "tokens": None, "epochs": None, "compute": compute})
-    train = train.model_copy(update={"micro_batch": micro_rows(recipe)})
+    train = recipe.train.model_copy(update={"steps": steps, "tokens": None, "epochs": None, **how})
     return recipe.model_copy(update={"run": str(run), "model": config, "train": train})
 
 
 def micro_rows(recipe: Recipe) -> int:
-    return recipe.train.micro_batch or recipe.train.batch_tokens // recipe.data.seq_len
+    """Rows per forward pass: as set, else an equal share of the step for each stream."""
+    return recipe.train.micro_batch or -(-recipe.train.batch_tokens // recipe.data.seq_len // max(1, recipe.train.streams))
 
 
-def pinned_compute(recipe: Recipe, checkpointer: Checkpointer, device: torch.device, say: Say) -> str:
-    """``auto`` is decided once per run: a run that continues keeps the type it began with."""
-    if recipe.train.compute != "auto":
-        return recipe.train.compute
+def choose_streams(recipe: Recipe, config: ModelConfig, device: torch.device, parameters: int) -> int:
+    """One stream per core for a small model on CPU whose micro-batch was left open; else one."""
+    if recipe.train.streams:
+        return recipe.train.streams
+    fits = device.type == "cpu" and config.dropout == 0 and parameters < 50_000_000 and not recipe.train.micro_batch
+    return min(torch.get_num_threads(), recipe.train.batch_tokens // recipe.data.seq_len) if fits else 1
+
+
+def pinned(
+    recipe: Recipe, checkpointer: Checkpointer, model: Transformer, device: torch.device, say: Say
+) -> dict[str, Any]:
+    """Settings that are decided once per run: one that continues keeps the type and the split it began with."""
     checkpoint = checkpointer.latest()
     if checkpoint is not None:
-        return checkpoint.state()["identity"]["recipe"]["train"]["compute"]
+        before = checkpoint.state()["identity"]["recipe"]["train"]
+        compute = before["compute"] if recipe.train.compute == "auto" else recipe.train.compute
+        streams = recipe.train.streams or before.get("streams") or 1
+        return {"compute": compute, "streams": streams, "micro_batch": recipe.train.micro_batch or before["micro_batch"]}
+    parameters = sum(p.numel() for p in model.parameters())
+    streams = choose_streams(recipe, model.config, device, parameters)
+    split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"streams": streams})})
+    return {"compute": chosen_compute(recipe, device, say), "streams": streams, "micro_batch": micro_rows(split)}
+
+
+def chosen_compute(recipe: Recipe, device: torch.device, say: Say) -> str:
+    if recipe.train.compute != "auto":
+        return recipe.train.compute
     dtype, why = choose_compute(device)
     name = "bf16" if dtype == torch.bfloat16 else "float32"
     say(f"compute type {name}: {why}")
@@ -149,11 +169,11 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
         prepared = prepare(recipe, run, say)
         device = choose_device(recipe.train.device)
         checkpointer = Checkpointer(run / "checkpoints", recipe.train.keep_last, say)
-        compute = pinned_compute(recipe, checkpointer, device, say)
         model, config = build_model(recipe, prepared.tokenizer.vocab_size, say)
         loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
         steps = total_steps(recipe, loader.rows_per_epoch)
-        resolved = resolve(recipe, run, config, steps, compute)
+        how = pinned(recipe, checkpointer, model, device, say)
+        resolved = resolve(recipe, run, config, steps, how)
         identity = identity_of(resolved, prepared, model)
         record_continuation(checkpointer, identity, changes or [], run, say)
         write_atomic(run / "recipe.yaml", dump_recipe(resolved))
@@ -172,9 +192,10 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             schedule=recipe.schedule,
             config=recipe.train,
             total_steps=steps,
-            micro_rows=micro_rows(recipe),
+            micro_rows=how["micro_batch"],
             seed=recipe.seed,
-            compute=COMPUTE_TYPES[compute],
+            streams=how["streams"],
+            compute=COMPUTE_TYPES[how["compute"]],
             checkpointer=checkpointer,
             metrics=MetricsLog(run / "metrics.jsonl"),
             checkpoint_files=files,

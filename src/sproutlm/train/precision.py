@@ -70,6 +70,16 @@ class MasterWeights:
                 master.grad.add_(parameter.grad)
             parameter.grad = None
 
+    def add_gradients(self, grads: list[Tensor | None]) -> None:
+        """Add one micro-batch's gradients, in the order of the model's parameters, to the masters' in float32."""
+        for (master, _), grad in zip(self._pairs, grads, strict=False):  # none at all where nothing was trained
+            if grad is None:
+                continue
+            if master.grad is None:
+                master.grad = grad.float()
+            else:
+                master.grad.add_(grad)
+
     @torch.no_grad()
     def publish(self) -> None:
         """Round the masters into the model: once per step."""

@@ -24,6 +24,7 @@ from .metrics import Console, MetricsLog, memory_mb
 from .optim import Optimizers
 from .precision import MasterWeights
 from .schedule import multiplier
+from .streams import Streams
 
 Objective = Callable[[Transformer, Batch], tuple[Tensor, int, dict[str, tuple[float, float]]]]
 Evaluator = Callable[[Transformer, int], dict[str, float]]
@@ -84,6 +85,7 @@ class Trainer:
         total_steps: int,
         micro_rows: int,
         seed: int,
+        streams: int = 1,
         compute: torch.dtype,
         checkpointer: Checkpointer,
         metrics: MetricsLog,
@@ -100,6 +102,8 @@ class Trainer:
         self.checkpoint_files, self.identity = checkpoint_files, identity
         self.evaluators, self.sampler, self.say = evaluators or [], sampler, say
         self.device = next(model.parameters()).device
+        # Dropout draws from one generator for the whole process: with it, micro-batches take turns.
+        self.streams = Streams(streams) if streams > 1 and self.device.type == "cpu" else None
         self.weights = MasterWeights(model, compute)
         self.optimizers = Optimizers(optimizer, self.weights.masters, compute)
         self.state = TrainState()
@@ -113,14 +117,8 @@ class Trainer:
         """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm."""
         batch = self.loader.batch(step)
         loss_sum, count = 0.0, 0
-        for micro, part in enumerate(batch.split(self.micro_rows)):
-            torch.manual_seed(stream_seed(self.seed, step, micro))
-            part_loss, part_count, _ = self.objective(self.model, part.to(self.device))
-            if part_count == 0:
-                continue  # nothing to train here; the step's count says so
-            part_loss.backward()
-            self.weights.collect_gradients()
-            loss_sum, count = loss_sum + float(part_loss.detach()), count + part_count
+        for part_loss, part_count in self._micro_batches(step, batch.split(self.micro_rows)):
+            loss_sum, count = loss_sum + part_loss, count + part_count
         if count == 0:
             raise SproutError(f"step {step + 1}: no row of the batch trains a token; see `sprout data inspect`")
         norm = self._divide_and_clip(count)
@@ -135,6 +133,22 @@ class Trainer:
             master.grad = None
         self.weights.publish()
         return loss_sum, count, norm
+
+    def _micro_batches(self, step: int, parts: list[Batch]) -> Iterator[tuple[float, int]]:
+        """Add each part's gradient to the masters', in order; gives its summed loss and count."""
+        if self.streams is not None:
+            for loss, count, grads in self.streams.run(self.model, self.objective, parts):
+                self.weights.add_gradients(grads)
+                yield loss, count
+            return
+        for micro, part in enumerate(parts):
+            torch.manual_seed(stream_seed(self.seed, step, micro))
+            part_loss, part_count, _ = self.objective(self.model, part.to(self.device))
+            if part_count == 0:
+                continue  # nothing to train here; the step's count says so
+            part_loss.backward()
+            self.weights.collect_gradients()
+            yield float(part_loss.detach()), part_count
 
     def _divide_and_clip(self, count: int) -> float:
         """Divide the summed gradients once, by the count of the whole window; clip; return the norm before clipping."""

@@ -1,0 +1,49 @@
+"""Micro-batches side by side on CPU cores.
+
+A small model's step is hundreds of short operations, which gain little from a second core inside each (measured on two
+cores, 2.2 M parameters: 11.5 k tokens/s with one thread, 12.8 k with two), but two halves of the batch, each on a core
+of its own, run at nearly twice the speed. Torch leaves Python's lock while it computes, so threads are enough, and the
+weights are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..data.loader import Batch
+
+Result = tuple[float, int, list[Tensor | None]]
+
+
+def gradients(model: nn.Module, objective: Any, part: Batch) -> Result:
+    """Loss sum, count and the gradient of each parameter for one micro-batch; nothing is accumulated anywhere."""
+    loss, count, _ = objective(model, part)
+    if count == 0:
+        return 0.0, 0, []
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return float(loss.detach()), count, list(grads)
+
+
+class Streams:
+    """``count`` threads, one core each. Results come in the order of the parts, whichever is done first, so the sum of
+    their gradients, and with it every weight, is the same on each run."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, "micro-batch", initializer=torch.set_num_threads, initargs=(1,))
+
+    def run(self, model: nn.Module, objective: Any, parts: list[Batch]) -> Iterator[Result]:
+        """Gradients of each part, at most ``count`` under way."""
+        for start in range(0, len(parts), self.count):
+            group = parts[start : start + self.count]
+            for future in [self._pool.submit(gradients, model, objective, part) for part in group]:
+                yield future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
