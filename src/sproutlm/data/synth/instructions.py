@@ -1,7 +1,8 @@
-"""Small tasks over words and word lists: repeat, reverse, first, last, count.
+"""Small tasks over words and word lists: repeat, first, last, count.
 
-Held out are instances: word lists (for the list tasks) and pairs of a word and a number (for repeating). None of them occurs in
-that use in a training text; the words themselves do, in other lists and with other numbers.
+Held out are instances: word lists (first, last, count) and a word with a number (repeat). None of them occurs in that use in a
+training text; the words themselves do, in other lists and with other numbers. Turning a list around was tried and left out: it
+needs more training than a few minutes (0 to 7 % right where the other tasks had 50 to 100 %).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 
 from sproutlm.data.synth.lexicon import Lexicon
 
-TASKS = ("repeat", "reverse", "first", "last", "count")
+TASKS = ("repeat", "first", "last", "count")
+NARRATED_SHARE = 0.1  # of the tasks inside texts; the others are asked and answered
 TIMES = (2, 3, 4, 5)  # how often a word may be asked for
 # Few words, each common: a word is then one token, and copying a token is what so small a model can learn in minutes.
 WORDS_PER_ATTRIBUTE = 8
@@ -19,41 +21,32 @@ WORD_ATTRIBUTES = ("food", "pet", "colour")
 
 PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "zh": {
-        "repeat": ("把{w}说{k}遍。", "请把{w}重复{k}遍。", "{w}，请写{k}遍。", "请说{k}遍{w}。", "重复{w}{k}遍。"),
-        "reverse": ("把这些词倒过来：{w}。", "请倒着念：{w}。", "反过来写：{w}。", "请把顺序颠倒：{w}。", "从后往前念这些词：{w}。"),
-        "first": ("第一个词是什么：{w}？", "请说出第一个词：{w}。", "这些词里排在最前面的是哪个：{w}？", "只写第一个词：{w}。", "开头的词是哪个：{w}？"),
-        "last": ("最后一个词是什么：{w}？", "请说出最后一个词：{w}。", "这些词里排在最后面的是哪个：{w}？", "只写最后一个词：{w}。", "末尾的词是哪个：{w}？"),
-        "count": ("这里有几个词：{w}？", "请数一数有几个词：{w}。", "一共有几个词：{w}？", "数一数：{w}。", "下面有多少个词：{w}？"),
+        "repeat": ("把{w}说{k}遍。", "请把{w}重复{k}遍。", "{w}，请写{k}遍。"),
+        "first": ("第一个词是什么：{w}？", "请说出第一个词：{w}。", "只写第一个词：{w}。"),
+        "last": ("最后一个词是什么：{w}？", "请说出最后一个词：{w}。", "只写最后一个词：{w}。"),
+        "count": ("这里有几个词：{w}？", "请数一数有几个词：{w}。", "一共有几个词：{w}？"),
     },
     "en": {
-        "repeat": ("Say {w} {k} times.", "Repeat {w} {k} times.", "Write {w} {k} times.", "Please say {w} {k} times.", "Please write {w} {k} times."),
-        "reverse": (
-            "Reverse this list: {w}.", "Say these words backwards: {w}.", "Turn the order around: {w}.", "Please reverse: {w}.",
-            "Write this list from back to front: {w}.",
-        ),
+        "repeat": ("Say {w} {k} times.", "Repeat {w} {k} times.", "Write {w} {k} times."),
         "first": (
-            "What is the first word: {w}?", "Give me the first word: {w}.", "Which word comes first: {w}?", "Write only the first word: {w}.",
-            "Please name the first word: {w}.",
+            "What is the first word: {w}?", "Give me the first word: {w}.", "Write only the first word: {w}.",
         ),
         "last": (
-            "What is the last word: {w}?", "Give me the last word: {w}.", "Which word comes last: {w}?", "Write only the last word: {w}.",
-            "Please name the last word: {w}.",
+            "What is the last word: {w}?", "Give me the last word: {w}.", "Write only the last word: {w}.",
         ),
         "count": (
-            "How many words are there: {w}?", "Count these words: {w}.", "How many words do you see: {w}?", "Please count: {w}.",
-            "What is the number of words: {w}?",
+            "How many words are there: {w}?", "Count these words: {w}.", "What is the number of words: {w}?",
         ),
     },
 }  # fmt: skip
 
 NARRATED: dict[str, dict[str, str]] = {
     "zh": {
-        "repeat": "有人把{w}说了{k}遍：{r}。", "reverse": "黑板上写着：{w}。倒过来念就是：{r}。", "first": "单子上有：{w}。第一个词是：{r}。",
+        "repeat": "有人把{w}说了{k}遍：{r}。", "first": "单子上有：{w}。第一个词是：{r}。",
         "last": "单子上有：{w}。最后一个词是：{r}。", "count": "单子上有：{w}。数一数，词的个数是：{r}。",
     },
     "en": {
-        "repeat": "Someone said {w} {k} times: {r}.", "reverse": "The board says: {w}. Backwards it reads: {r}.",
-        "first": "The list says: {w}. The first word is: {r}.", "last": "The list says: {w}. The last word is: {r}.",
+        "repeat": "Someone said {w} {k} times: {r}.", "first": "The list says: {w}. The first word is: {r}.", "last": "The list says: {w}. The last word is: {r}.",
         "count": "The list says: {w}. The number of words is: {r}.",
     },
 }  # fmt: skip
@@ -71,7 +64,6 @@ class Instruction:
         """What was asked for, bare."""
         return {
             "repeat": lexicon.comma.join(self.words * self.times),
-            "reverse": lexicon.comma.join(self.words[::-1]),
             "first": self.words[0],
             "last": self.words[-1],
             "count": str(len(self.words)),
@@ -114,11 +106,11 @@ class InstructionMaker:
     def _draw(self, task: str, rng: random.Random, shortest: int) -> Instruction:
         if task == "repeat":
             return Instruction(task, (rng.choice(self.words),), rng.choice(TIMES))
-        longest = {"reverse": 3, "first": 4, "last": 4, "count": 5}[task]
+        longest = {"first": 4, "last": 4, "count": 5}[task]
         return Instruction(task, tuple(rng.sample(self.words, rng.randint(min(shortest, longest), longest))))
 
     def _is_held(self, instruction: Instruction) -> bool:
-        """Whether this tells a held-out instance: the pair, or a held list inside the words, forwards or backwards."""
+        """Whether this tells a held-out instance: a word and its number, or a held list inside the words, forwards or backwards."""
         words = instruction.words
         if instruction.task == "repeat":
             return (words[0], instruction.times) in self.held_repeats
@@ -141,7 +133,7 @@ class InstructionMaker:
         parts = []
         for _ in range(3):
             instruction = self.draw_training(rng)
-            if rng.random() < 0.35:
+            if rng.random() < NARRATED_SHARE:
                 parts.append(instruction.narrate(self.lexicon))
             else:
                 parts.append(instruction.ask(self.lexicon, rng) + self.lexicon.space + instruction.answer(self.lexicon))
