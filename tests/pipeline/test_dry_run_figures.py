@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sproutlm.config.load import load_recipe, shipped_recipes
+from sproutlm.config.model import ModelConfig
 from sproutlm.model import Transformer
 from sproutlm.pipeline.dry_run import dry_run, memory_by_part
 
@@ -142,6 +143,33 @@ stages:
     assert base["steps"] == 10 and base["model"]["vocab_size"] == 400
     assert chat["parameters"] == base["parameters"] and chat["steps"] > 0
     assert figures["seconds_estimated"] == pytest.approx(base["seconds_estimated"] + chat["seconds_estimated"], abs=0.1)
+
+
+def test_a_stage_takes_the_vocabulary_of_the_tokenizer_that_another_stage_will_make(tmp_path: Path) -> None:
+    (tmp_path / "house.yaml").write_text(
+        """
+name: house
+stages:
+  - {do: synth, name: world, size: tiny}
+  - do: tokenizer
+    name: words
+    tokenizer: {vocab_size: 512, train_on: "stage:world/pretrain.jsonl"}
+  - do: train
+    name: base
+    recipe: &base
+      data: {train: "stage:world/pretrain.jsonl", seq_len: 64}
+      tokenizer: {path: "stage:words"}
+      model: {dim: 16, n_heads: 2, n_layers: 1, max_seq_len: 64}
+      train: {steps: 10, batch_tokens: 128}
+  - do: train
+    name: again
+    recipe: {<<: *base, tokenizer: "stage:base"}
+"""
+    )
+    _, _, base, again = dry_run(load_recipe(str(tmp_path / "house.yaml")))["stages"]
+    assert base["model"]["vocab_size"] == again["model"]["vocab_size"] == 512
+    model = Transformer(ModelConfig(**base["model"]))
+    assert base["parameters"] == again["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_a_missing_file_is_a_sentence_before_anything_is_measured(project: Path, sprout: Callable) -> None:

@@ -147,6 +147,35 @@ def test_the_compute_type_of_a_run_is_chosen_once(
         assert json.loads((finished / "figures.json").read_text())["compute"] == "bf16"
 
 
+def test_a_run_keeps_the_split_it_began_with_on_another_number_of_cores(
+    finished: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two micro-batches of two rows, or four of one, sum in another order: the run must not notice the machine."""
+    import torch
+
+    checkpoints_folder = finished / "run" / "checkpoints"
+    shutil.rmtree(checkpoints_folder)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert train().code == 0
+    last = checkpoints_folder / "step-00000004"
+    before = contents(last)
+    settings = json.loads(before["trainer.json"])["identity"]["recipe"]["train"]
+    assert (settings["streams"], settings["micro_batch"]) == (2, 2)
+    for cores in (4, 1):
+        shutil.rmtree(last)
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=cores: n)
+        ran = train()
+        assert ran.code == 0 and "continuing from step 2 of 4" in ran.out, ran.err
+        after = contents(last)
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            assert after[name] == before[name], (cores, name)
+        settings = json.loads(after["trainer.json"])["identity"]["recipe"]["train"]
+        assert (settings["streams"], settings["micro_batch"]) == (2, 2)
+    shutil.rmtree(last)
+    assert train("train.streams=1").code == 0  # how many are computed at once is no setting of the run; the split is
+    assert json.loads((last / "trainer.json").read_text())["identity"]["recipe"]["train"]["micro_batch"] == 2
+
+
 # --- content ------------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config.model import ModelConfig
-from ..config.schema import Pipeline, Recipe, SourceConfig, SynthStage, TrainStage
+from ..config.schema import Pipeline, Recipe, SourceConfig, SynthStage, TokenizerStage, TrainStage
 from ..data.loader import Batch
 from ..errors import DataError
 from ..model import Transformer
@@ -150,15 +150,22 @@ def dry_run(loaded: Loaded) -> dict[str, Any]:
     assert isinstance(pipeline, Pipeline)
     outputs = {str(run / s.name) for s in pipeline.stages if isinstance(s, SynthStage)}
     shapes: dict[str, ModelConfig] = {}
+    vocab_sizes: dict[Path, int] = {}  # of the tokenizers that stages will have made, by folder
     stages: list[dict[str, Any]] = []
     for stage in pipeline.stages:
+        if isinstance(stage, TokenizerStage):
+            vocab_sizes[run / stage.name] = stage.tokenizer.vocab_size
         if not isinstance(stage, TrainStage):
             stages.append({"name": stage.name, "do": stage.do})
             continue
         fields = resolve_stages(stage.recipe, run, set())
         recipe = Recipe.model_validate({"name": stage.name, "seed": pipeline.seed, **fields})
+        vocab_size = vocab_sizes.get(Path(recipe.tokenizer.path or ""), recipe.tokenizer.vocab_size)
+        tokenizer = recipe.tokenizer.model_copy(update={"vocab_size": vocab_size})
+        recipe = recipe.model_copy(update={"tokenizer": tokenizer})
         figures = dry_run_recipe(recipe, run / stage.name, outputs, shapes.get(str(recipe.init_from)))
         shapes[str(run / stage.name)] = ModelConfig.model_validate(figures["model"])
+        vocab_sizes[run / stage.name] = vocab_size
         stages.append(figures)
     return {"stages": stages, "seconds_estimated": round(sum(s.get("seconds_estimated") or 0 for s in stages), 1)}
 

@@ -103,7 +103,8 @@ class Trainer:
         self.evaluators, self.sampler, self.say = evaluators or [], sampler, say
         self.device = next(model.parameters()).device
         # Dropout draws from one generator for the whole process: with it, micro-batches take turns.
-        self.streams = Streams(streams) if streams > 1 and self.device.type == "cpu" else None
+        side_by_side = streams > 1 and self.device.type == "cpu" and model.config.dropout == 0
+        self.streams = Streams(streams) if side_by_side else None
         self.weights = MasterWeights(model, compute)
         self.optimizers = Optimizers(optimizer, self.weights.masters, compute)
         self.state = TrainState()

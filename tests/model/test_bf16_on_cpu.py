@@ -1,0 +1,120 @@
+"""What bf16 computes in another way on CPU equals float32 within the rounding of bf16: values and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sproutlm.config.model import ModelConfig
+from sproutlm.model import Transformer
+from sproutlm.model.attention import SHORT_ROW, attend, document_mask
+from sproutlm.model.layers import RMSNorm
+
+# One rounding to bf16 is off by at most 2 ** -9 of the value; a handful of them follow each other here.
+ROUNDING = 2.0**-9
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Length of the difference, in lengths of what was expected."""
+    return ((got.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 64), (3, 5, 2, 16)])
+def test_rms_norm_has_the_values_and_gradients_of_float32(shape: tuple[int, ...]) -> None:
+    low = RMSNorm(shape[-1], 1e-6).bfloat16()
+    with torch.no_grad():
+        low.weight.copy_(1 + 0.3 * random(shape[-1], seed=1))
+    x = (3 * random(*shape, seed=2)).bfloat16().requires_grad_()
+    grad = random(*shape, seed=3).bfloat16()
+    out = low(x)
+    assert out.dtype == torch.bfloat16
+    got = torch.autograd.grad(out, (x, low.weight), grad)
+
+    exact_x, exact_weight = (t.detach().float().requires_grad_() for t in (x, low.weight))
+    expected = F.rms_norm(exact_x, (shape[-1],), exact_weight, 1e-6)
+    exact = torch.autograd.grad(expected, (exact_x, exact_weight), grad.float())
+    torch.testing.assert_close(out.float(), expected.detach(), rtol=4 * ROUNDING, atol=0)
+    for a, b in zip(got, exact, strict=True):
+        assert a.dtype == torch.bfloat16 and error(a, b) < 4 * ROUNDING
+
+
+def test_rms_norm_of_zeros_and_of_large_values_is_finite() -> None:
+    """``eps`` alone keeps a row of zeros from a division by zero; the squares of 1e15 still fit float32."""
+    norm = RMSNorm(16, 1e-6).bfloat16()
+    for value in (0.0, 1e15):
+        x = torch.full((2, 16), value, dtype=torch.bfloat16, requires_grad=True)
+        out = norm(x)
+        out.sum().backward()
+        assert out.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("documents", [False, True])
+def test_short_rows_attend_as_float32_does(kv_heads: int, documents: bool) -> None:
+    """Grouped queries, packed documents and padding: values and the gradients of queries, keys and values."""
+    batch, heads, seq, head_dim = 2, 4, 24, 16
+    q, k, v = (
+        random(batch, n, seq, head_dim, seed=i).bfloat16().requires_grad_()
+        for i, n in enumerate((heads, kv_heads, kv_heads))
+    )
+    mask = None
+    if documents:
+        ids = torch.tensor([[0] * 9 + [1] * 15, [0] * 3 + [1] * 14 + [-1] * 7])
+        seen = document_mask(ids)
+        mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+    grad = random(batch, heads, seq, head_dim, seed=9).bfloat16()
+    out = attend(q, k, v, None if mask is None else mask.bfloat16(), causal=mask is None)
+    assert out.dtype == torch.bfloat16 and out.shape == (batch, heads, seq, head_dim)
+    got = torch.autograd.grad(out, (q, k, v), grad)
+
+    exact = [t.detach().float().requires_grad_() for t in (q, k, v)]
+    expected = F.scaled_dot_product_attention(
+        *exact, attn_mask=mask, is_causal=mask is None, enable_gqa=kv_heads != heads
+    )
+    assert error(out.detach(), expected.detach()) < 4 * ROUNDING
+    for name, a, b in zip("qkv", got, torch.autograd.grad(expected, exact, grad.float()), strict=True):
+        assert a.dtype == torch.bfloat16 and a.isfinite().all() and error(a, b) < 8 * ROUNDING, name
+
+
+class Results(TorchDispatchMode):
+    """Records every operator with the types and shapes of the tensors it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype, torch.Size]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = out if isinstance(out, tuple | list) else (out,)
+        self.seen += [(func.name(), t.dtype, t.shape) for t in given if isinstance(t, Tensor)]
+        return out
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("seq", [40, SHORT_ROW, SHORT_ROW + 1])
+def test_scores_are_never_a_float32_square(seq: int, training: bool, documents: bool) -> None:
+    """pitfall 21: in training too, forward and backward; long rows and inference use the fused kernel."""
+    config = ModelConfig(vocab_size=61, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=512)
+    model = Transformer(config).init_weights(1).bfloat16()
+    tokens = torch.randint(0, 61, (2, seq), generator=torch.Generator().manual_seed(seq))
+    ids = (torch.arange(seq) // 30).expand(2, seq) if documents else None
+    with torch.set_grad_enabled(training), Results() as results:
+        logits = model(tokens, document_ids=ids)
+        if training:
+            logits.float().logsumexp(-1).sum().backward()
+    squares = {(name, dtype) for name, dtype, shape in results.seen if shape[-2:] == (seq, seq)}
+    assert not [name for name, dtype in squares if dtype == torch.float32]
+    fused = [name for name, _, _ in results.seen if "scaled_dot_product" in name]
+    products = [name for name, dtype in squares if "bmm" in name]
+    assert bool(products) is (training and seq <= SHORT_ROW)
+    assert bool(fused) is not bool(products)
