@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..config.schema import ExportStage, Pipeline, TrainStage
+from ..config.schema import Pipeline, TrainStage
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -51,9 +51,9 @@ def print_report(pipeline: Pipeline, folder: Path, report: dict[str, Any]) -> No
             f"control (the same fine-tuning without pretraining): facts {_share(report['control']['by_kind'].get('fact'))}"
         )
     console.print(f"report: {folder / 'report.json'}   curves: {folder / 'loss.png'}")
-    trained = [s.name for s in pipeline.stages if isinstance(s, TrainStage)]
-    exports = [s.name for s in pipeline.stages if isinstance(s, ExportStage)]
-    if exports:
-        console.print(f"next:  sprout chat {folder / exports[-1]}")
-    elif trained:
-        console.print(f"next:  sprout chat {folder / trained[-1]}")
+    if (folder / "model").is_dir():
+        console.print(f"next:  sprout chat {folder}", soft_wrap=True)
+    else:
+        trained = [s.name for s in pipeline.stages if isinstance(s, TrainStage)]
+        if trained:
+            console.print(f"next:  sprout chat {folder / trained[-1]}", soft_wrap=True)
