@@ -155,7 +155,12 @@ def main() -> None:
     ours = run_one("sproutlm", recipe, ours_model, prepared, work, dtype, args.every)
     best = min(results, key=lambda r: r["bits_per_byte"]) if results else None
     report = {
-        "device": {"threads": args.threads, "compute": str(dtype), "why": why, "cpu": torch.backends.cpu.get_cpu_capability()},
+        "device": {
+            "threads": args.threads,
+            "compute": str(dtype),
+            "why": why,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        },
         "torch": torch.__version__,
         "baseline": results,
         "sproutlm": ours,

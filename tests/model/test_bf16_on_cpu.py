@@ -15,8 +15,8 @@ from sproutlm.model import Transformer
 from sproutlm.model.attention import SHORT_ROW, attend, document_mask
 from sproutlm.model.layers import RMSNorm
 
-# One rounding to bf16 is off by at most 2 ** -9 of the value; a handful of them follow each other here.
-ROUNDING = 2.0**-9
+# One rounding to bf16 (8 significant bits) is off by at most 2 ** -8 of the value; a few of them follow each other here.
+ROUNDING = 2.0**-8
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -42,9 +42,9 @@ def test_rms_norm_has_the_values_and_gradients_of_float32(shape: tuple[int, ...]
     exact_x, exact_weight = (t.detach().float().requires_grad_() for t in (x, low.weight))
     expected = F.rms_norm(exact_x, (shape[-1],), exact_weight, 1e-6)
     exact = torch.autograd.grad(expected, (exact_x, exact_weight), grad.float())
-    torch.testing.assert_close(out.float(), expected.detach(), rtol=4 * ROUNDING, atol=0)
+    torch.testing.assert_close(out.float(), expected.detach(), rtol=3 * ROUNDING, atol=0)
     for a, b in zip(got, exact, strict=True):
-        assert a.dtype == torch.bfloat16 and error(a, b) < 4 * ROUNDING
+        assert a.dtype == torch.bfloat16 and error(a, b) < 2 * ROUNDING
 
 
 def test_rms_norm_of_zeros_and_of_large_values_is_finite() -> None:
@@ -80,9 +80,9 @@ def test_short_rows_attend_as_float32_does(kv_heads: int, documents: bool) -> No
     expected = F.scaled_dot_product_attention(
         *exact, attn_mask=mask, is_causal=mask is None, enable_gqa=kv_heads != heads
     )
-    assert error(out.detach(), expected.detach()) < 4 * ROUNDING
+    assert error(out.detach(), expected.detach()) < 2 * ROUNDING
     for name, a, b in zip("qkv", got, torch.autograd.grad(expected, exact, grad.float()), strict=True):
-        assert a.dtype == torch.bfloat16 and a.isfinite().all() and error(a, b) < 8 * ROUNDING, name
+        assert a.dtype == torch.bfloat16 and a.isfinite().all() and error(a, b) < 4 * ROUNDING, name
 
 
 class Results(TorchDispatchMode):

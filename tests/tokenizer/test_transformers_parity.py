@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sproutlm.tokenizer import ChatTemplate, Tokenizer
 from sproutlm.tokenizer.check import HARD_TEXTS
@@ -114,8 +113,7 @@ def test_what_transformers_saves_loads_here_with_the_same_ids(
 
 def test_qwen_style_folder_reads_the_same(tmp_path: Path) -> None:
     """A foreign byte-level tokenizer: NFC normaliser, unmarked added tokens, no unk, pad that is also the document end."""
-    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
+    from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, trainers
 
     backend = Backend(models.BPE())
     backend.normalizer = normalizers.NFC()

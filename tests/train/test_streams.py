@@ -140,7 +140,7 @@ def test_streams_are_chosen_where_they_help_and_change_nothing(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     fields: dict[str, Any] = {
         "name": "small",
-        "data": {"train": "text.jsonl", "seq_len": 128},
+        "data": {"train": [{"path": "text.jsonl"}], "seq_len": 128},
         "model": {"dim": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 128},
         "train": {"steps": 1, "batch_tokens": 1024},
     }

@@ -16,9 +16,9 @@ def json_schema() -> dict[str, Any]:
     """Draft 2020-12: a recipe, or, where there are ``stages``, a pipeline; the short forms are valid too."""
     _, schema = models_json_schema([(Recipe, "validation"), (Pipeline, "validation")])
     definitions = schema["$defs"]
-    source = {"$ref": "#/$defs/SourceConfig"}
-    path = {"type": "string", "description": "File, glob, folder or synth:KIND."}
-    sources = [path, source, {"type": "array", "minItems": 1, "items": {"anyOf": [path, source]}}]
+    source: dict[str, Any] = {"$ref": "#/$defs/SourceConfig"}
+    path: dict[str, Any] = {"type": "string", "description": "File, glob, folder or synth:KIND."}
+    sources: list[dict[str, Any]] = [path, source, {"type": "array", "minItems": 1, "items": {"anyOf": [path, source]}}]
     _replace(definitions["DataConfig"], "train", sources)
     _replace(definitions["DataConfig"], "validation", [{"$ref": "#/$defs/HoldoutConfig"}, *sources, {"type": "null"}])
     _replace(definitions["TokenizerConfig"], "train_on", sources)

@@ -101,9 +101,13 @@ class TrainConfig(Strict):
     batch_tokens: int = Field(
         8192, gt=0, description="Tokens per optimizer step over all devices (a multiple of seq_len)."
     )
-    micro_batch: int = Field(0, ge=0, description="Rows per forward pass; 0 = the step's rows, shared out over streams.")
+    micro_batch: int = Field(
+        0, ge=0, description="Rows per forward pass; 0 = the step's rows, shared out over streams."
+    )
     streams: int = Field(
-        0, ge=0, description="CPU: micro-batches computed side by side, a core each; 0 = one per core for models below 50 M."
+        0,
+        ge=0,
+        description="CPU: micro-batches computed side by side, a core each; 0 = one per core for models below 50 M.",
     )
     clip: float = Field(1.0, ge=0, description="Gradient-norm limit; 0 = none.")
     compute: Literal["auto", "bf16", "float32"] = Field(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .adapter import REQUIRED, Family, Field
-from .llama import FIELDS as LLAMA_FIELDS
-from .llama import TENSORS as LLAMA_TENSORS
+from .llama import FIELDS as LLAMA_FIELDS, TENSORS as LLAMA_TENSORS
 
 TENSORS = LLAMA_TENSORS | {
     "layers.{}.attention.q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",

@@ -198,7 +198,9 @@ def _show(report: dict[str, Any]) -> None:
     if report["validation"]:
         table.add_row("bits per byte", f"{report['bits_per_byte']:.4f}")
         table.add_row("perplexity per token", f"{report['perplexity']:.3f}")
-        table.add_row("measured on", f"{escape(report['validation']['source'])} ({report['validation']['bytes']:,} bytes)")
+        table.add_row(
+            "measured on", f"{escape(report['validation']['source'])} ({report['validation']['bytes']:,} bytes)"
+        )
     if report["checked"]:
         checked = report["checked"]
         table.add_row("right answers", f"{checked['overall']:.1%} of {sum(checked['counts'].values())}")

@@ -159,7 +159,12 @@ def prepare_data(loaded: Loaded, say: Say = print) -> dict[str, Any]:
     }
     for name, part in figures.items():
         say(f"{name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
-    return {"run": str(loaded.run_dir), "vocab_size": made.tokenizer.vocab_size, "counts": made.train.manifest["counts"], **figures}
+    return {
+        "run": str(loaded.run_dir),
+        "vocab_size": made.tokenizer.vocab_size,
+        "counts": made.train.manifest["counts"],
+        **figures,
+    }
 
 
 def loader_of(recipe: Recipe, dataset: TokenDataset, pad_id: int) -> Loader:

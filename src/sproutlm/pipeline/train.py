@@ -120,7 +120,9 @@ def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, how: dic
 
 def micro_rows(recipe: Recipe) -> int:
     """Rows per forward pass: as set, else an equal share of the step for each stream."""
-    return recipe.train.micro_batch or -(-recipe.train.batch_tokens // recipe.data.seq_len // max(1, recipe.train.streams))
+    return recipe.train.micro_batch or -(
+        -recipe.train.batch_tokens // recipe.data.seq_len // max(1, recipe.train.streams)
+    )
 
 
 def choose_streams(recipe: Recipe, config: ModelConfig, device: torch.device, parameters: int) -> int:
@@ -140,7 +142,11 @@ def pinned(
         before = checkpoint.state()["identity"]["recipe"]["train"]
         compute = before["compute"] if recipe.train.compute == "auto" else recipe.train.compute
         streams = recipe.train.streams or before.get("streams") or 1
-        return {"compute": compute, "streams": streams, "micro_batch": recipe.train.micro_batch or before["micro_batch"]}
+        return {
+            "compute": compute,
+            "streams": streams,
+            "micro_batch": recipe.train.micro_batch or before["micro_batch"],
+        }
     parameters = sum(p.numel() for p in model.parameters())
     streams = choose_streams(recipe, model.config, device, parameters)
     split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"streams": streams})})

@@ -117,9 +117,7 @@ def _world_json(languages: list[_Language], size_name: str, seed: int) -> str:
         for language in languages
         for e in language.world.entities
     ]  # fmt: skip
-    held_repeats = {
-        language.language: sorted(language.instructions.held_repeats) for language in languages
-    }
+    held_repeats = {language.language: sorted(language.instructions.held_repeats) for language in languages}
     world = {"seed": seed, "size": size_name, "entities": entities, "held_repeats": held_repeats}
     return json.dumps(world, ensure_ascii=False, indent=1) + "\n"
 
