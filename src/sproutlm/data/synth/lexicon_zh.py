@@ -322,5 +322,5 @@ CHINESE = Lexicon(
     full_stop="。",
     space="",
     comma="、",
-    answer="答案是{v}。",
+    answer="答案：{v}。",  # the colon keeps the value a token of its own: Chinese has no spaces to do so
 )
