@@ -15,6 +15,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,9 @@ from torch.nn import functional as F
 from sproutlm.config.load import load_recipe
 from sproutlm.config.schema import OptimizerConfig, Recipe, ScheduleConfig
 from sproutlm.eval.bits_per_byte import make_evaluator
-from sproutlm.model import Transformer
 from sproutlm.objectives.next_token import next_token
-from sproutlm.pipeline.prepare import loader_of, prepare
-from sproutlm.pipeline.train import COMPUTE_TYPES, choose_compute, micro_rows, total_steps
+from sproutlm.pipeline.prepare import Prepared, loader_of, prepare
+from sproutlm.pipeline.train import COMPUTE_TYPES, choose_compute, micro_rows, total_steps, train_recipe
 from sproutlm.train.checkpoint import Checkpointer
 from sproutlm.train.metrics import MetricsLog, read_metrics
 from sproutlm.train.trainer import Trainer
@@ -70,7 +70,9 @@ class GPT2(nn.Module):
         return (head or F.linear)(self.ln_f(x), self.embed_tokens.weight)
 
 
-def run_one(name: str, recipe: Recipe, model: nn.Module, prepared, out: Path, compute: torch.dtype, every: int) -> dict:  # type: ignore[no-untyped-def]
+def run_one(
+    name: str, recipe: Recipe, model: nn.Module, prepared: Prepared, out: Path, compute: torch.dtype, every: int
+) -> dict[str, Any]:
     """Train one contestant; return its curve and final figure on all held-out rows."""
     tokenizer = prepared.tokenizer
     loader = loader_of(recipe, prepared.train, tokenizer.pad_id)
@@ -112,7 +114,28 @@ def run_one(name: str, recipe: Recipe, model: nn.Module, prepared, out: Path, co
     }
 
 
-def tokens_to_reach(curve: list, target: float) -> float | None:  # type: ignore[type-arg]
+def run_ours(recipe: Recipe, prepared: Prepared, work: Path, every: int) -> dict[str, Any]:
+    """Train the recipe as ``sprout train`` does, on the same tokenizer and shards."""
+    data = recipe.data.model_copy(update={"cache": str(work / "data")})
+    train = recipe.train.model_copy(update={"validate_every": every, "validation_rows": 0})
+    tokenizer = recipe.tokenizer.model_copy(update={"path": str(work / "tokenizer")})
+    folder = work / "sproutlm"
+    started = time.perf_counter()
+    figures = train_recipe(recipe.model_copy(update={"data": data, "train": train, "tokenizer": tokenizer}), folder)
+    rows = read_metrics(folder / "metrics.jsonl")
+    curve = [(r["step"] * recipe.train.batch_tokens, r["val_bpb"]) for r in rows if "val_bpb" in r]
+    return {
+        "name": "sproutlm",
+        "parameters": figures["parameters"],
+        "steps": figures["steps"],
+        "curve": curve,
+        "bits_per_byte": curve[-1][1],
+        "seconds": round(time.perf_counter() - started, 1),
+        "optimizer": recipe.optimizer.model_dump(),
+    }
+
+
+def tokens_to_reach(curve: list[tuple[int, float]], target: float) -> float | None:
     """Tokens at which a falling curve first meets ``target``, linear between measured points."""
     for (t0, b0), (t1, b1) in zip(curve, curve[1:], strict=False):
         if b1 <= target:
@@ -151,8 +174,7 @@ def main() -> None:
             model = GPT2(vocab, recipe.model.dim, recipe.model.n_layers, recipe.model.n_heads, recipe.data.seq_len)
             results.append(run_one(f"gpt2-adamw-{rate:g}", baseline, model, prepared, work, dtype, args.every * 4))
             print(json.dumps({k: v for k, v in results[-1].items() if k != "curve"}), flush=True)
-    ours_model = Transformer(recipe.model.model_copy(update={"vocab_size": vocab})).init_weights(recipe.seed)
-    ours = run_one("sproutlm", recipe, ours_model, prepared, work, dtype, args.every)
+    ours = run_ours(recipe, prepared, work, args.every)
     best = min(results, key=lambda r: r["bits_per_byte"]) if results else None
     report = {
         "device": {
