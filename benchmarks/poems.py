@@ -75,6 +75,7 @@ def run_one(
 ) -> dict[str, Any]:
     """Train one contestant; return its curve and final figure on all held-out rows."""
     tokenizer = prepared.tokenizer
+    assert prepared.validation is not None
     loader = loader_of(recipe, prepared.train, tokenizer.pad_id)
     held_out = loader_of(recipe, prepared.validation, tokenizer.pad_id)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
@@ -176,7 +177,7 @@ def main() -> None:
             print(json.dumps({k: v for k, v in results[-1].items() if k != "curve"}), flush=True)
     ours = run_ours(recipe, prepared, work, args.every)
     best = min(results, key=lambda r: r["bits_per_byte"]) if results else None
-    report = {
+    report: dict[str, Any] = {
         "device": {
             "threads": args.threads,
             "compute": str(dtype),

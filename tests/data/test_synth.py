@@ -27,7 +27,7 @@ TRAINING_FILES = (
 )
 LEAST_EXPOSURES = 80  # of each fact, as the writer counts
 LEAST_BY_NAME = 60  # of them in one sentence with the name, in the file that is trained on
-GOLDEN_TINY = "7349f04224180158eb80710fc158abf69d31272e53dcb2a2be106a7baa7d6595"  # sha256 of all files of seed 1, size tiny, in the order of FILES
+GOLDEN_TINY = "45fcb8a4f1b8f93070bf14e0d8ece55c864a597e776957589ecaf949ae155c70"  # sha256 of all files of seed 1, size tiny, in the order of FILES
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -286,13 +286,12 @@ def test_questions_pass_with_the_right_answer_only(
     attributes = {
         (lexicon.language, a.name): a for lexicon in LEXICONS for group in lexicon.attributes.values() for a in group
     }
+    sentences = {lexicon.language: lexicon.answer.split("{v}") for lexicon in LEXICONS}
     for q in questions:
         assert passes(q, q["answer"]) and not passes(q, "")
         if q["kind"] == "instruction":  # the whole sentence, as fine-tuning has it
-            zh = q["language"] == "zh"
-            assert q["answer"].startswith("答案是" if zh else "The answer is ") and q["answer"].endswith(
-                "。" if zh else "."
-            )
+            before, after = sentences[q["language"]]
+            assert before and q["answer"].startswith(before) and q["answer"].endswith(after)
             assert passes(q, q["answer"][:-1]) and not passes(q, q["answer"] + "!")
         if q["kind"] != "fact":
             continue

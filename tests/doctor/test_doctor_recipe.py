@@ -68,6 +68,15 @@ def test_each_setting_that_is_seldom_meant_is_named(
     assert found.cure
 
 
+def test_only_a_control_may_be_fine_tuned_from_random_weights(tmp_path: Path, finding: Any) -> None:
+    """pitfall 39: the shipped quickstart has such a control; the same stage without that word is an alarm."""
+    text = (SHIPPED / "quickstart.yaml").read_text(encoding="utf-8")
+    assert "    control: true\n" in text
+    (tmp_path / "same.yaml").write_text(text.replace("    control: true\n", ""), encoding="utf-8")
+    found = finding(examine_recipe(tmp_path / "same.yaml")[0], "start")
+    assert (found.status, found.pitfall) == ("warn", 39) and found.what.startswith("control: ")
+
+
 def test_the_default_warm_up_of_a_short_run_is_no_fault(tmp_path: Path, assert_healthy: Any) -> None:
     """pitfall 30: nobody asked for those 40 steps, and the schedule holds them to half of the run."""
     assert_healthy(*examine_recipe(write(tmp_path, train__steps=30)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.load import load_recipe
-from ..config.schema import Pipeline, Recipe, ScheduleConfig, SourceConfig, TrainStage
+from ..config.schema import EvalStage, Pipeline, Recipe, ScheduleConfig, SourceConfig, TrainStage
 from ..errors import RecipeError, SproutError
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.schedule import warmup_steps
@@ -37,23 +37,24 @@ def examine_recipe(path: Path) -> list[Examination]:
 
 def stages(found: Examination, pipeline: Pipeline) -> list[Examination]:
     parts: list[Examination] = []
+    controls = {s.model.removeprefix("stage:") for s in pipeline.stages if isinstance(s, EvalStage) and s.control}
     for stage in pipeline.stages:
         if isinstance(stage, TrainStage):
             recipe = Recipe.model_validate({"name": stage.name, "seed": pipeline.seed, **stage.recipe})
-            parts += one_run(found, recipe, f"{stage.name}: ")
+            parts += one_run(found, recipe, f"{stage.name}: ", control=stage.name in controls)
     return parts
 
 
-def one_run(found: Examination, recipe: Recipe, label: str = "") -> list[Examination]:
-    settings(found, recipe, label)
+def one_run(found: Examination, recipe: Recipe, label: str = "", control: bool = False) -> list[Examination]:
+    settings(found, recipe, label, control)
     held_out(found, recipe, label)
     start = start_of(found, recipe, label)
     context = Context(tokenizer_for(found, recipe, start, label), recipe.data.seq_len, recipe.stage)
     return [examine_data(s, context) for s in recipe.data.train if not s.path.startswith(ELSEWHERE)]
 
 
-def settings(found: Examination, recipe: Recipe, label: str = "") -> None:
-    """Settings that are valid and yet seldom meant."""
+def settings(found: Examination, recipe: Recipe, label: str = "", control: bool = False) -> None:
+    """Settings that are valid and yet seldom meant. A control is fine-tuned from random weights on purpose."""
     before = len(found.findings)
     train, data, schedule = recipe.train, recipe.data, recipe.schedule
     rows = train.batch_tokens // data.seq_len
@@ -77,7 +78,7 @@ def settings(found: Examination, recipe: Recipe, label: str = "") -> None:
     if not data.document_mask and data.packing != "none":
         what = f"{label}data.document_mask is off: tokens attend across documents that share a row"
         found.warn("document mask", what, "remove the line; the mask costs little", 11)
-    if recipe.stage == "sft" and recipe.init_from in (None, "random"):
+    if recipe.stage == "sft" and recipe.init_from in (None, "random") and not control:
         what = f"{label}this fine-tuning starts from RANDOM weights"
         found.warn("start", what, "set init_from: the run folder or Hugging Face folder of a pretrained model", 39)
     if len(found.findings) == before:
