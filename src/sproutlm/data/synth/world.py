@@ -22,7 +22,7 @@ class Size:
     rounds: int = 125  # each entity is the subject of one document per round
     qa_share: float = 0.08  # share of the fact documents that ask and answer, all of them about taught entities
     arithmetic_documents: int = 1900  # three worked sums each
-    instruction_documents: int = 4000
+    instruction_documents: int = 3000
     small_stories: int = 500
     valid_documents: int = 300  # both languages, spread over the kinds
     fact_questions_per_fact: int = 6  # fine-tuning turns for each taught fact
