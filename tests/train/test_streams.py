@@ -92,7 +92,7 @@ def test_results_come_in_the_order_of_the_parts_and_two_are_under_way_at_once(ma
         return result
 
     streams = Streams(2)
-    counts = [count for _, count, _ in streams.run(trainer.model, objective, trainer.loader.batch(0).split(1))]
+    counts = [count for _, count, _, _ in streams.run(trainer.model, objective, trainer.loader.batch(0).split(1))]
     streams.close()
     assert counts == list(range(1, 9)) and most == 2
 

@@ -359,3 +359,40 @@ def test_a_metrics_line_cut_off_by_a_kill_is_written_again(make_trainer) -> None
     trainer.metrics.rewind(2)
     assert path.read_text().splitlines() == expected[:2]
     assert [json.loads(line)["step"] for line in expected] == [1, 2, 3, 4]
+
+
+# --- the objective's own figures ------------------------------------------------------------------------------------------
+
+
+def measured(model: Any, batch: Batch) -> tuple[Tensor, int, dict[str, tuple[float, float]]]:
+    loss, count, _ = next_token(model, batch)
+    return loss, count, {"mean_first": (float(batch.tokens[:, 0].sum()), float(len(batch.tokens)))}
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_an_objectives_metrics_are_means_over_the_logged_window_also_across_a_resume(
+    make_trainer, tmp_path: Path, streams: int
+) -> None:
+    def rows(folder: Path, kill_at: int | None) -> list[dict[str, Any]]:
+        made = {"objective": measured, "micro_rows": 3, "streams": streams, "folder": folder}
+        trainer = make_trainer(**made, log_every=4, save_every=1, steps=8)
+        if kill_at:
+            step = trainer.train_step
+
+            def killed(number: int) -> Any:
+                if number == kill_at:
+                    raise KeyboardInterrupt
+                return step(number)
+
+            trainer.train_step = killed
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit()
+            trainer = make_trainer(**made, log_every=4, save_every=1, steps=8)
+        trainer.fit()
+        return [row for row in read_metrics(trainer.metrics.path) if "mean_first" in row]
+
+    whole, resumed = rows(tmp_path / "whole", None), rows(tmp_path / "killed", 6)
+    assert [row["mean_first"] for row in whole] == [row["mean_first"] for row in resumed]
+    loader = make_trainer(folder=tmp_path / "other").loader
+    first = [loader.batch(step).tokens[:, 0].float() for step in range(4)]
+    assert whole[0]["step"] == 4 and whole[0]["mean_first"] == pytest.approx(float(torch.cat(first).mean()))

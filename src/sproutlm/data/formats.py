@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..errors import DataError
@@ -286,20 +287,26 @@ def _check_columns(chosen: Format, columns: dict[str, str]) -> None:
         raise DataError(f"columns: the format {chosen.name} has no field {unknown[0]!r}; its fields are {known}{hint}")
 
 
+def import_module_here(name: str) -> ModuleType:
+    """Import an installed module, or one in the current folder, where the installed command does not look by itself."""
+    here = str(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        if here in sys.path:
+            raise
+        sys.path.append(here)
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(here)
+
+
 def _import_format(spec: str) -> Format:
     module_name, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     try:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError:
-            if here in sys.path:
-                raise
-            sys.path.append(here)  # a format file beside the person's data, when started by the installed command
-            try:
-                module = importlib.import_module(module_name)
-            finally:
-                sys.path.remove(here)
+        module = import_module_here(module_name)
     except ModuleNotFoundError as error:
         where = f"looked in the installed packages and in {here}"
         raise DataError(f"format {spec!r}: the module {error.name!r} was not found ({where})") from None
