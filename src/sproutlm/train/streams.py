@@ -18,16 +18,17 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ..data.loader import Batch
 
-Result = tuple[float, int, list[Tensor | None]]
+Result = tuple[float, int, list[Tensor | None], dict[str, tuple[float, float]]]
 
 
 def gradients(model: nn.Module, objective: Any, part: Batch) -> Result:
-    """Loss sum, count and the gradient of each parameter for one micro-batch; nothing is accumulated anywhere."""
-    loss, count, _ = objective(model, part)
+    """Loss sum, count, the gradient of each parameter and the objective's metrics for one micro-batch; nothing is
+    accumulated anywhere."""
+    loss, count, metrics = objective(model, part)
     if count == 0:
-        return 0.0, 0, []
+        return 0.0, 0, [], {}
     grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return float(loss.detach()), count, list(grads)
+    return float(loss.detach()), count, list(grads), metrics
 
 
 class Streams:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,7 @@ class TrainState:
     tokens: int = 0
     window_loss: float = 0.0  # sums since the last logged step
     window_count: int = 0
+    window_metrics: dict[str, list[float]] = field(default_factory=dict)  # the objective's own: [sum, count] by name
     best: float | None = None
     best_step: int | None = None
     validations_without_best: int = 0
@@ -136,20 +137,29 @@ class Trainer:
         return loss_sum, count, norm
 
     def _micro_batches(self, step: int, parts: list[Batch]) -> Iterator[tuple[float, int]]:
-        """Add each part's gradient to the masters', in order; gives its summed loss and count."""
+        """Add each part's gradient to the masters', its metrics to the window's, in order; gives its loss and count."""
         if self.streams is not None:
-            for loss, count, grads in self.streams.run(self.model, self.objective, parts):
+            for loss, count, grads, metrics in self.streams.run(self.model, self.objective, parts):
                 self.weights.add_gradients(grads)
+                self._add_metrics(metrics)
                 yield loss, count
             return
         for micro, part in enumerate(parts):
             torch.manual_seed(stream_seed(self.seed, step, micro))
-            part_loss, part_count, _ = self.objective(self.model, part.to(self.device))
+            part_loss, part_count, metrics = self.objective(self.model, part.to(self.device))
             if part_count == 0:
                 continue  # nothing to train here; the step's count says so
             part_loss.backward()
             self.weights.collect_gradients()
+            self._add_metrics(metrics)
             yield float(part_loss.detach()), part_count
+
+    def _add_metrics(self, metrics: dict[str, tuple[float, float]]) -> None:
+        """Add an objective's (sum, count) of each name to the window's."""
+        for name, (total, count) in metrics.items():
+            window = self.state.window_metrics.setdefault(name, [0.0, 0.0])
+            window[0] += float(total)
+            window[1] += float(count)
 
     def _divide_and_clip(self, count: int) -> float:
         """Divide the summed gradients once, by the count of the whole window; clip; return the norm before clipping."""
@@ -229,10 +239,15 @@ class Trainer:
             "memory_mb": memory_mb(),
         }
         row["lr"] = row["lr_multiplier"] * self.optimizers.config.lr
+        for name, (total, count) in state.window_metrics.items():
+            if name in row:
+                raise SproutError(f"the objective's metric {name!r} has the name of a figure of the trainer; rename it")
+            if count:
+                row[name] = total / count
         self.metrics.write(row)
         tokens_left = state.tokens / done_steps * (self.total_steps - state.step)
         self.console.step(row, tokens_left / rate if rate else 0.0, final=last)
-        state.window_loss, state.window_count = 0.0, 0
+        state.window_loss, state.window_count, state.window_metrics = 0.0, 0, {}
         return loss
 
     def _validate(self) -> dict[str, float]:
