@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,23 @@ import torch
 
 import sproutlm
 from sproutlm.config import Recipe
+from sproutlm.config.load import load_recipe
 from sproutlm.errors import RecipeError
-from sproutlm.pipeline.train import import_attribute, total_steps
+from sproutlm.pipeline.train import import_attribute, total_steps, train
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"{a} + {b}?"}, {"role": "assistant", "content": str(a + b)}]}
     for a in range(6)
     for b in range(5)
 ]
+
+PRETRAIN = """
+name: plain
+data: {train: text.txt, seq_len: 32, workers: 1}
+tokenizer: {vocab_size: 300}
+model: {dim: 16, n_layers: 1, n_heads: 2, max_seq_len: 32}
+train: {steps: 1, batch_tokens: 128, compute: float32, device: cpu}
+"""
 
 SFT = """
 name: answers
@@ -137,3 +147,23 @@ def test_an_objective_of_ones_own_that_is_not_there_is_a_sentence() -> None:
     with pytest.raises(RecipeError, match="objective: .no.such:thing. cannot be imported"):
         import_attribute("no.such:thing", "objective")
     assert import_attribute("math:pi", "objective") > 3
+
+
+def test_an_objective_is_found_in_the_current_folder_and_checked_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installed command does not have the current folder on its path."""
+    (tmp_path / "recipe.yaml").write_text(PRETRAIN)
+    (tmp_path / "text.txt").write_text("a few words to learn\n" * 9)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    (tmp_path / "own_loss_here.py").write_text("def halved(model, batch): ...\nnumber = 3\n")
+
+    def begin(objective: str) -> None:
+        train(load_recipe("recipe.yaml", [f"objective={objective}"]), say=lambda sentence: None)
+
+    assert import_attribute("own_loss_here:halved", "objective").__name__ == "halved"
+    for wrong in ("own_loss_here:number", "own_loss_here:none", "no_file_here:halved"):
+        with pytest.raises(RecipeError, match="objective: .*expected"):
+            begin(wrong)
+    assert not (tmp_path / "runs").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
 import time
@@ -15,13 +14,14 @@ import torch
 from .. import __version__
 from ..config.model import ModelConfig
 from ..config.schema import Recipe
+from ..data.formats import import_module_here
 from ..errors import CheckpointError, RecipeError, SproutError
 from ..model import Transformer
 from ..objectives.next_token import next_token
 from ..train.checkpoint import Checkpointer, write_atomic
 from ..train.metrics import MetricsLog, plot_losses, read_metrics
 from ..train.precision import choose_compute
-from ..train.trainer import Trainer
+from ..train.trainer import Objective, Trainer
 from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
 
@@ -32,14 +32,33 @@ COMPUTE_TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
 def import_attribute(reference: str, what: str) -> Any:
-    """``package.module:attribute``, as a recipe names a person's own part."""
+    """``module:attribute``, as a recipe names a person's own part: installed, or a file in the current folder."""
     module, _, attribute = reference.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        return getattr(import_module_here(module), attribute)
+    except Exception as error:  # a person's own file may fail in any way while it is imported
+        looked = f"looked in the installed packages and in {Path.cwd()}"
         raise RecipeError(
-            [f"{what}: {reference!r} cannot be imported ({error}); expected package.module:attribute"]
+            [
+                f"{what}: {reference!r} cannot be imported ({type(error).__name__}: {error}; {looked}); "
+                "expected module:attribute, such as my_file:my_loss for my_loss in my_file.py"
+            ]
         ) from error
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """The recipe's objective; a ``RecipeError`` where it is not there or cannot be called."""
+    if recipe.objective == "next_token":
+        return next_token
+    found = import_attribute(recipe.objective, "objective")
+    if not callable(found):
+        raise RecipeError(
+            [
+                f"objective: {recipe.objective!r} is a {type(found).__name__}; "
+                "expected a function (model, batch) -> (loss sum, count, metrics)"
+            ]
+        )
+    return found
 
 
 def total_steps(recipe: Recipe, rows_per_epoch: int) -> int:
@@ -171,6 +190,7 @@ def train(loaded: Loaded, changes: list[str] | None = None, say: Say = print) ->
 def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, say: Say = print) -> dict[str, Any]:
     from ..config.load import dump_recipe
 
+    objective = objective_of(recipe)  # before anything is built for it
     with run_lock(run):
         prepared = prepare(recipe, run, say)
         device = choose_device(recipe.train.device)
@@ -189,7 +209,6 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             "model_config.json": config.model_dump_json(indent=1),
             **prepared.tokenizer.files(),
         }
-        objective = next_token if recipe.objective == "next_token" else import_attribute(recipe.objective, "objective")
         trainer = Trainer(
             model.to(device),
             objective,
