@@ -157,3 +157,22 @@ def test_unknown_parts_of_the_embedded_world_are_named(project, name, monkeypatc
     monkeypatch.setattr("sproutlm.data.synth.synthesize", fake_world)
     with pytest.raises(DataError, match="huge|has no 'nothing'; it has pretrain"):
         built(project(data={"train": [name]}))
+
+
+def test_a_reused_tokenizer_is_said_and_never_one_of_another_size(project, tmp_path: Path) -> None:
+    """The text may be too small for vocab_size: what was asked for counts, not what came of it."""
+    recipe = project(tokenizer={"vocab_size": 5000}).recipe
+    first = prepare(recipe, tmp_path / "run", lambda sentence: None)
+    assert first.tokenizer.vocab_size < 5000
+    said: list[str] = []
+    again = prepare(recipe, tmp_path / "run", said.append)
+    assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert any("reusing the tokenizer" in sentence for sentence in said)
+    with pytest.raises(DataError, match="trained for tokenizer.vocab_size=5000, the recipe now asks for 400"):
+        prepare(project(tokenizer={"vocab_size": 400}).recipe, tmp_path / "run", said.append)
+    (tmp_path / "other.jsonl").write_text('{"text": "other words"}\n' * 20)
+    said.clear()
+    prepare(
+        project(data={"train": ["other.jsonl"]}, tokenizer={"vocab_size": 5000}).recipe, tmp_path / "run", said.append
+    )
+    assert any("it was trained on" in sentence and "rows.jsonl" in sentence for sentence in said)

@@ -294,3 +294,19 @@ def test_report_names_an_untrained_end(tokenizer: Tokenizer, tmp_path: Path) -> 
 
 def test_random_texts_are_the_same_each_time() -> None:
     assert list(random_texts(20)) == list(random_texts(20))
+
+
+def test_a_contradictory_tokenizer_is_a_sentence_though_the_library_panics(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panic of the library's Rust code is a BaseException, which `except Exception` lets through."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic(text: str) -> None:
+        raise Panic("index out of range")
+
+    monkeypatch.setattr("sproutlm.tokenizer.tokenizer.tokenizers.Tokenizer", type("Fake", (), {"from_str": panic}))
+    with pytest.raises(SproutError, match="cannot read this file .index out of range"):
+        Tokenizer(tokenizer.files()["tokenizer.json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from ..errors import DataError, RecipeError
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokenizer.train import texts_of, train_tokenizer
+from ..train.checkpoint import write_atomic
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
 
 Say = Callable[[str], None]
+ASKED = "trained_for.json"  # beside a run's own tokenizer: what the recipe asked for when it was trained
 T = TypeVar("T")
 
 
@@ -80,16 +83,36 @@ def prepare_tokenizer(recipe: Recipe, sources: list[SourceConfig], run: Path, sa
     if path is not None:
         return Tokenizer.load(Path(path))
     folder = run / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
     own = bool(config.train_on)
+    asked = {"vocab_size": config.vocab_size, "trained_on": [s.path for s in config.train_on or recipe.data.train]}
+    if (folder / "tokenizer.json").is_file():
+        return _reused(Tokenizer.load(folder), folder, asked, say)
     used = resolve_synthetic(config.train_on, run, say) if own else sources
     say(f"training a tokenizer of {config.vocab_size} ids on {', '.join(s.path for s in used)}")
     records: Iterable[Record] = read_records(used, recipe.data.on_bad_row, Counts())
     if not own and isinstance(recipe.data.validation, HoldoutConfig):
         records = drop_last(records, recipe.data.validation.rows)  # held-out rows stay unseen by the tokenizer too
     tokenizer = _train(records, config, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / ASKED, json.dumps(asked, ensure_ascii=False, indent=1) + "\n")
     tokenizer.save(folder)
+    return tokenizer
+
+
+def _reused(tokenizer: Tokenizer, folder: Path, asked: dict[str, Any], say: Say) -> Tokenizer:
+    """A tokenizer that stands in the run folder, once it is clear that it is the one that the recipe asks for."""
+    say(f"reusing the tokenizer at {folder}: {tokenizer.vocab_size:,} ids")
+    try:
+        before = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # put there by hand, or by an earlier version
+        before = {**asked, "vocab_size": max(asked["vocab_size"], tokenizer.vocab_size)}
+    if before["vocab_size"] != asked["vocab_size"]:
+        raise DataError(
+            f"{folder}: this tokenizer was trained for tokenizer.vocab_size={before['vocab_size']}, the recipe now asks "
+            f"for {asked['vocab_size']}; use another run folder (run=DIR), or set vocab_size back"
+        )
+    if before["trained_on"] != asked["trained_on"]:
+        say(f"  it was trained on {', '.join(before['trained_on'])}; another run folder (run=DIR) trains a new one")
     return tokenizer
 
 

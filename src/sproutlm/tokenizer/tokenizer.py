@@ -241,8 +241,11 @@ class Tokenizer:
         """Write ``files()`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self.files().items():
-            (folder / name).write_bytes(text.encode())
+        # tokenizer.json comes last and whole: where it stands, the tokenizer is complete, whatever ended the program.
+        for name, text in sorted(self.files().items(), reverse=True):
+            temporary = folder / f".{name}.tmp"
+            temporary.write_bytes(text.encode())
+            os.replace(temporary, folder / name)
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # an older template there would win over ours
 
     @classmethod
@@ -328,7 +331,9 @@ def _text_only_encoder(data: dict[str, Any], control: set[str], where: str) -> t
     text_only = {**data, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
     try:
         encoder = tokenizers.Tokenizer.from_str(json.dumps(text_only, ensure_ascii=False))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, and where its Rust code panics, not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         raise SproutError(f"{where}: the tokenizers library cannot read this file ({error})") from None
     encoder.encode_special_tokens = True
     return encoder
