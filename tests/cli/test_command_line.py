@@ -261,8 +261,21 @@ def test_inspect_tells_recipes_from_data_files(sprout: Run, stand_in: Run, recip
     assert sprout("data", "inspect", recipe, "--rows", "2").code == 0
     assert sprout("data", "inspect", tmp_path / "x.jsonl", "--seq-len", "64", "--format", "alpaca").code == 0
     assert [call[1] for call in of_recipe] == [2]
-    assert of_file == [(tmp_path / "x.jsonl", None, 3, 64, "alpaca")]
+    assert of_file == [(tmp_path / "x.jsonl", None, 3, 64, "alpaca", {}, "utf-8")]
     assert "is a data file" in sprout("data", "inspect", tmp_path / "x.jsonl", "seed=1").err
+    assert sprout("data", "inspect", "tiny").code == 0, "the name of a shipped recipe"
+    assert len(of_recipe) == 2
+
+
+def test_inspect_of_a_file_takes_columns_and_an_encoding(sprout: Run, stand_in: Run, recipe: Path) -> None:
+    of_file = stand_in("data.inspect", "inspect_file", {"rows": []})
+    stand_in("data.inspect", "inspect_recipe")
+    stand_in("data.inspect", "render")
+    chosen = ("--columns", "text=text.prompt", "--columns", "split=line", "--encoding", "gb18030")
+    assert sprout("data", "inspect", "x.jsonl", *chosen).code == 0
+    assert of_file[0][-2:] == ({"text": "text.prompt", "split": "line"}, "gb18030")
+    assert "expected FIELD=COLUMN" in sprout("data", "inspect", "x.jsonl", "--columns", "text").err
+    assert "stand in it" in sprout("data", "inspect", recipe, "--columns", "text=body").err
 
 
 def test_a_tokenizer_that_fails_a_check_ends_with_code_2_after_its_report(

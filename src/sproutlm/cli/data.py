@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,7 @@ def prepare(recipe: RecipeFile, settings: Overrides = None, json_file: JsonFile 
 
 
 def inspect(
-    what: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe (.yaml) or a data file.")],
+    what: Annotated[Path, typer.Argument(metavar="WHAT", help="A recipe (.yaml, or a shipped one's name), or a file.")],
     settings: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
     tokenizer: Annotated[
@@ -61,6 +62,11 @@ def inspect(
         int | None, typer.Option(min=2, help="For a data file: the length that counts as too long.")
     ] = None,
     format: Annotated[str, typer.Option(help="For a data file: its format's name.")] = "auto",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=COLUMN", help="For a data file: where a field stands: text=body. Repeat for more."),
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="For a data file: its encoding, such as gb18030.")] = "utf-8",
     json_file: JsonFile = None,
 ) -> None:
     """Show rows as the model will see them, trained tokens in colour, and the statistics."""
@@ -69,11 +75,32 @@ def inspect(
     from ..data.inspect import inspect_file, inspect_recipe, render
 
     check_json_target(json_file)
-    if what.suffix.lower() in (".yaml", ".yml"):
+    if _is_recipe(what):
+        if columns or encoding != "utf-8":
+            raise SproutError(f"{what} is a recipe: its columns and encodings stand in it, below data.train")
         report = inspect_recipe(load(what, settings, "run"), rows)
     else:
         if settings:
             raise SproutError(f"{settings[0]}: key=value goes with a recipe; {what} is a data file")
-        report = inspect_file(what, tokenizer, rows, seq_len, format)
+        report = inspect_file(what, tokenizer, rows, seq_len, format, _columns(columns or ()), encoding)
     render(report, Console())
     write_json(json_file, report)
+
+
+def _is_recipe(what: Path) -> bool:
+    """A .yaml file, or the name of a shipped recipe where no file of that name stands."""
+    from ..config.load import shipped_recipes
+
+    if what.suffix.lower() in (".yaml", ".yml"):
+        return True
+    return what.name == str(what) and not what.exists() and (shipped_recipes() / f"{what}.yaml").is_file()
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise SproutError(f"--columns {pair}: expected FIELD=COLUMN, such as --columns text=body")
+        columns[field.strip()] = column.strip()
+    return columns
