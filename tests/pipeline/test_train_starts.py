@@ -15,6 +15,7 @@ import sproutlm
 from sproutlm.config import Recipe
 from sproutlm.config.load import load_recipe
 from sproutlm.errors import RecipeError
+from sproutlm.pipeline.dry_run import dry_run
 from sproutlm.pipeline.train import import_attribute, total_steps, train
 
 CHATS = [
@@ -166,4 +167,6 @@ def test_an_objective_is_found_in_the_current_folder_and_checked_before_anything
     for wrong in ("own_loss_here:number", "own_loss_here:none", "no_file_here:halved"):
         with pytest.raises(RecipeError, match="objective: .*expected"):
             begin(wrong)
+        with pytest.raises(RecipeError, match="objective: .*expected"):
+            dry_run(load_recipe("recipe.yaml", [f"objective={wrong}"]))
     assert not (tmp_path / "runs").exists()

@@ -19,7 +19,7 @@ from ..train.metrics import format_seconds
 from ..train.optim import is_block_matrix
 from ..train.precision import MasterWeights, choose_compute
 from .run import resolve_stages
-from .train import COMPUTE_TYPES, choose_device, micro_rows, total_steps
+from .train import COMPUTE_TYPES, choose_device, micro_rows, objective_of, total_steps
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
@@ -108,6 +108,7 @@ def dry_run_recipe(
     recipe: Recipe, run: Path, outputs_of: set[str], inherited: ModelConfig | None = None
 ) -> dict[str, Any]:
     """The figures of one training run. ``inherited``: shape of a model that an earlier stage will have made."""
+    objective_of(recipe)  # a person's own is there, or a sentence says what is wrong
     config = recipe.model or inherited
     if config is None and recipe.init_from not in (None, "random"):
         from ..export.load import load_state
