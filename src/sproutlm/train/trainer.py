@@ -104,7 +104,8 @@ class Trainer:
         self.evaluators, self.sampler, self.say = evaluators or [], sampler, say
         self.device = next(model.parameters()).device
         # Dropout draws from one generator for the whole process: with it, micro-batches take turns.
-        side_by_side = streams > 1 and self.device.type == "cpu" and model.config.dropout == 0
+        draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+        side_by_side = streams > 1 and self.device.type == "cpu" and not draws
         self.streams = Streams(streams) if side_by_side else None
         self.weights = MasterWeights(model, compute)
         self.optimizers = Optimizers(optimizer, self.weights.masters, compute)
