@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +231,8 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             say=say,
         )
         announce(recipe, prepared, model, steps, say)
-        result = trainer.fit()
+        with closing(trainer):
+            result = trainer.fit()
         return finish(recipe, run, trainer, prepared, result, say)
 
 

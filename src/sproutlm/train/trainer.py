@@ -222,6 +222,11 @@ class Trainer:
             stopped_early,
         )
 
+    def close(self) -> None:
+        """End the threads that micro-batches ran on."""
+        if self.streams is not None:
+            self.streams.close()
+
     def _due(self, every: int, last: bool) -> bool:
         return last or (every > 0 and self.state.step % every == 0)
 
