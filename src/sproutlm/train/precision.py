@@ -72,7 +72,9 @@ class MasterWeights:
 
     def add_gradients(self, grads: list[Tensor | None]) -> None:
         """Add one micro-batch's gradients, in the order of the model's parameters, to the masters' in float32."""
-        for (master, _), grad in zip(self._pairs, grads, strict=False):  # none at all where nothing was trained
+        if not grads:  # the micro-batch trained nothing
+            return
+        for (master, _), grad in zip(self._pairs, grads, strict=True):
             if grad is None:
                 continue
             if master.grad is None:
