@@ -4,70 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
+from .data import DataConfig, HoldoutConfig, SourceConfig, TemplateConfig, TokenizerConfig, Validation
 from .model import ModelConfig
 from .strict import Fault, Section, Strict, refuse
 
-
-class SourceConfig(Strict):
-    """Where rows come from: a file, a glob, a folder, or ``synth:KIND`` (a file of the embedded world)."""
-
-    path: str = Field(description="File, glob or folder; relative to the recipe; ${VARIABLES} are filled in.")
-    format: str = Field(
-        "auto", description="auto, or a format's name, or package.module:attribute for a format of your own."
-    )
-    columns: dict[str, str] = Field(default_factory=dict, description="Field name the format expects -> column's name.")
-    encoding: str = Field("utf-8", description="Text encoding of the files.")
-    max_rows: int | None = Field(None, gt=0, description="Read only the first N rows.")
-    repeat: int = Field(1, ge=1, description="Times the rows of this source enter one epoch.")
-
-
-class HoldoutConfig(Strict):
-    """Validation rows taken from the end of the training sources."""
-
-    rows: int = Field(
-        gt=0, description="Rows held out, from the end of data.train; never trained, nor seen by the tokenizer."
-    )
-
-
-def _validation_kind(value: Any) -> str:
-    return "rows" if isinstance(value, dict | HoldoutConfig) else "sources"
-
-
-# The tag keeps the errors of one kind apart from those of the other.
-Validation = Annotated[
-    Annotated[HoldoutConfig, Tag("rows")] | Annotated[list[SourceConfig], Tag("sources")],
-    Discriminator(_validation_kind),
-]
-
-
-class DataConfig(Strict):
-    train: list[SourceConfig] = Field(min_length=1, description="Training rows, one or more sources.")
-    validation: Validation | None = Field(None, description="Held-out rows: {rows: N} or sources.")
-    seq_len: int = Field(256, gt=1, description="Tokens in one packed row.")
-    packing: Literal["best_fit", "stream", "none"] = Field(
-        "best_fit",
-        description="best_fit: rows begin at a document's start; stream: concatenate and cut; none: one document a row.",
-    )
-    document_mask: bool = Field(True, description="Tokens attend within their own document only.")
-    on_bad_row: Literal["error", "skip"] = Field("error", description="What happens at a row that cannot be read.")
-    on_long: Literal["auto", "error", "truncate", "split", "drop"] = Field(
-        "auto",
-        description="What happens to a row longer than seq_len; auto: split for text, truncate for chat (its end token is kept).",
-    )
-    cache: str | None = Field(None, description="Folder for token shards; default: data/ in the run folder.")
-    shard_tokens: int = Field(50_000_000, gt=0, description="Tokens per shard.")
-    workers: int = Field(0, ge=0, description="Tokenising processes; 0 = all cores.")
-
-
-class TokenizerConfig(Strict):
-    path: str | None = Field(
-        None, description="A tokenizer's folder, a run folder or a Hugging Face folder; unset: one is trained."
-    )
-    vocab_size: int = Field(6400, gt=0, description="Size when one is trained, special tokens included.")
-    train_on: list[SourceConfig] = Field(default_factory=list, description="Rows to train it on; default: data.train.")
-    max_bytes: int = Field(200_000_000, gt=0, description="Text bytes read for training it.")
+__all__ = ["DataConfig", "HoldoutConfig", "SourceConfig", "TemplateConfig", "TokenizerConfig", "Validation"]
 
 
 class OptimizerConfig(Strict):
@@ -138,6 +81,7 @@ class Recipe(Strict):
     seed: int = Field(1, ge=0)
     data: DataConfig
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    template: TemplateConfig = Field(default_factory=TemplateConfig)
     model: ModelConfig | None = Field(None, description="Shape; taken from init_from where that is given.")
     init_from: str | None = Field(
         None, description="Run folder, checkpoint or Hugging Face folder to start from; 'random' says so on purpose."

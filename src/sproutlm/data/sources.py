@@ -19,7 +19,7 @@ from ..errors import DataError
 from .files import find_files
 from .formats import EmptyRow, Format, RowError, resolve_format
 from .readers import RawRow, read_file
-from .records import Chat, Labelled, Preference, Record, Text
+from .records import Record
 
 FIRST_ROWS = 20  # rows looked at to detect a format
 EXAMPLES = 5  # bad rows shown to the person
@@ -194,7 +194,7 @@ def to_record(row: Row, format: Format, columns: dict[str, str]) -> Record:
     except Exception as error:  # a person's own format may raise anything; it is still one bad row
         said = f"the format {format.name!r} failed at this row ({type(error).__name__}: {error})"
         raise RowError(said, reason=f"{format.name} failed") from error
-    if not isinstance(record, Text | Chat | Preference | Labelled):
+    if not isinstance(record, Record):
         said = f"the format {format.name!r} gave a {type(record).__name__}, not a Text, Chat, Preference or Labelled record"
         raise RowError(said, reason=f"{format.name} failed")
     return record

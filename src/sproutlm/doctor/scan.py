@@ -122,7 +122,5 @@ def look_at_turns(scan: Scan, messages: tuple[Message, ...], where: str) -> None
 def texts_in(record: Record) -> Iterator[str]:
     if isinstance(record, Text | Labelled):
         yield record.text
-        return
-    parts = [record.messages] if isinstance(record, Chat) else [record.prompt, record.chosen, record.rejected]
-    for part in parts:
+    for part in messages_of(record):
         yield from (message.content for message in part)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
-from ..data.records import Chat, Labelled, Preference, Record, Text
+from ..data.records import Labelled, Record, Text, messages_of
 from ..errors import SproutError
 from .template import CHATML
 from .tokenizer import CONTROL_TOKENS, END_OF_TEXT, PAD, UNKNOWN, Tokenizer
@@ -162,11 +162,11 @@ def texts_of(record: Record) -> Iterator[str]:
     """The text of a record, whatever its kind."""
     if isinstance(record, Text | Labelled):
         yield record.text
-    elif isinstance(record, Chat):
-        yield from (message.content for message in record.messages)
-    elif isinstance(record, Preference):
-        for messages in (record.prompt, record.chosen, record.rejected):
-            yield from (message.content for message in messages)
+    for messages in messages_of(record):
+        for message in messages:
+            yield message.content
+            if message.reasoning_content:
+                yield message.reasoning_content
 
 
 def train_from_files(

@@ -1,4 +1,4 @@
-"""Verbs on data: write the embedded world, prepare token shards, look at rows as the model sees them."""
+"""Write the embedded world, prepare token shards, look at rows as the model sees them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SproutError
-from .arguments import JsonFile, Overrides, RecipeFile, check_json_target, load, write_json
+from ...errors import SproutError
+from ..arguments import JsonFile, Overrides, RecipeFile, check_json_target, load, write_json
 
 
 class Size(StrEnum):
@@ -18,12 +18,10 @@ class Size(StrEnum):
     small = "small"
 
 
-def add_to(app: typer.Typer) -> None:
-    group = typer.Typer(help="Write, prepare and look at data.", no_args_is_help=True, rich_markup_mode=None)
+def add_to(group: typer.Typer) -> None:
     group.command(no_args_is_help=True)(synth)
     group.command(no_args_is_help=True)(prepare)
     group.command(no_args_is_help=True)(inspect)
-    app.add_typer(group, name="data")
 
 
 def synth(
@@ -33,7 +31,7 @@ def synth(
     json_file: JsonFile = None,
 ) -> None:
     """Write the embedded world: texts, conversations, questions with checkable answers, in Chinese and English."""
-    from ..data.synth import synthesize
+    from ...data.synth import synthesize
 
     check_json_target(json_file)
     report = synthesize(out, seed, size.value)
@@ -44,7 +42,7 @@ def synth(
 
 def prepare(recipe: RecipeFile, settings: Overrides = None, json_file: JsonFile = None) -> None:
     """Build what a recipe trains on: the embedded world, the tokenizer, the token shards."""
-    from ..pipeline.prepare import prepare_data
+    from ...pipeline.prepare import prepare_data
 
     check_json_target(json_file)
     report = prepare_data(load(recipe, settings, "run"))
@@ -72,7 +70,7 @@ def inspect(
     """Show rows as the model will see them, trained tokens in colour, and the statistics."""
     from rich.console import Console
 
-    from ..data.inspect import inspect_file, inspect_recipe, render
+    from ...data.inspect import inspect_file, inspect_recipe, render
 
     check_json_target(json_file)
     if _is_recipe(what):
@@ -89,7 +87,7 @@ def inspect(
 
 def _is_recipe(what: Path) -> bool:
     """A .yaml file, or the name of a shipped recipe where no file of that name stands."""
-    from ..config.load import shipped_recipes
+    from ...config.load import shipped_recipes
 
     if what.suffix.lower() in (".yaml", ".yml"):
         return True

@@ -1,0 +1,9 @@
+"""Fetch data sets and models from the hubs by name."""
+
+from __future__ import annotations
+
+import typer
+
+
+def add_to(group: typer.Typer) -> None:
+    """Add the verbs of this file to ``sprout data``."""

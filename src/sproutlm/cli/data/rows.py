@@ -1,0 +1,9 @@
+"""Check, convert and cut data files: validate, convert, split, sample, mix, balance."""
+
+from __future__ import annotations
+
+import typer
+
+
+def add_to(group: typer.Typer) -> None:
+    """Add the verbs of this file to ``sprout data``."""
