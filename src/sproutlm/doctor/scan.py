@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..config.schema import SourceConfig
-from ..data.records import Chat, Labelled, Message, Preference, Record, Text
+from ..data.records import Chat, Labelled, Message, Record, Text, messages_of
 from ..data.sources import Counts, open_source, record_from
 
 PLACES = 3  # file:line shown of each fault
