@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..config.schema import SourceConfig
-from ..data.records import Chat, Labelled, Message, Record, Text, messages_of
+from ..data.records import Chat, Labelled, Message, Preference, Record, Text, UnpairedPreference, messages_of
 from ..data.sources import Counts, open_source, record_from
 
 PLACES = 3  # file:line shown of each fault
@@ -69,7 +69,13 @@ def scan_rows(source: SourceConfig, rows: int) -> Scan:
     return scan
 
 
-_KINDS = {Text: "documents", Chat: "conversations", Preference: "pairs", Labelled: "labelled texts"}
+_KINDS = {
+    Text: "documents",
+    Chat: "conversations",
+    Preference: "pairs",
+    UnpairedPreference: "rated answers",
+    Labelled: "labelled texts",
+}
 
 
 def look_at(scan: Scan, record: Record, where: str) -> None:
