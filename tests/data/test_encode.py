@@ -10,6 +10,7 @@ import pytest
 from sproutlm.data.encode import Encoder, encode, fit_chat
 from sproutlm.data.readers import RawRow
 from sproutlm.data.records import Chat, Labelled, Message, Preference, Text
+from sproutlm.data.sources import Door
 from sproutlm.errors import DataError, SproutError
 from sproutlm.tokenizer import ChatTemplate, Tokenizer
 
@@ -118,7 +119,7 @@ def test_a_prompt_without_room_for_an_answer_is_given_up(tokenizer, template):
 
 def test_a_chunk_gives_what_encode_gives_row_by_row(tmp_path, encoder, tokenizer, template):
     values = [{"text": "春眠不觉晓"}, {"text": "hello <|im_end|>"}, {"text": "a"}]
-    chunk = encoder().chunk(rows(tmp_path, *values), "text", {})
+    chunk = encoder().chunk(rows(tmp_path, *values), Door("text"))
     expected = [encode(Text(value["text"]), tokenizer, template) for value in values]
     assert chunk.lengths.tolist() == [len(e.ids) for e in expected]
     assert chunk.tokens.tolist() == [i for e in expected for i in e.ids]
@@ -130,7 +131,7 @@ def test_a_chunk_gives_what_encode_gives_row_by_row(tmp_path, encoder, tokenizer
 def test_an_encoder_that_travelled_to_a_worker_encodes_the_same(tmp_path, encoder):
     here, there = encoder(), pickle.loads(pickle.dumps(encoder()))
     some = rows(tmp_path, asked(QUESTION, ANSWER), asked("你好", "春眠不觉晓"))
-    one, other = (e.chunk(some, "messages", {}) for e in (here, there))
+    one, other = (e.chunk(some, Door("messages")) for e in (here, there))
     assert one.tokens.tolist() == other.tokens.tolist() and one.trained.tolist() == other.trained.tolist()
     assert one.tally.as_dict() == other.tally.as_dict()
 
@@ -149,7 +150,7 @@ def test_ids_beyond_65535_take_four_bytes(template):
 def test_rows_that_train_nothing_are_dropped_and_counted(tmp_path, encoder):
     """Pitfall 23: a batch of such rows would have a loss of 0 / 0."""
     silent = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]}
-    chunk = encoder(on_bad_row="skip").chunk(rows(tmp_path, silent, asked(QUESTION, ANSWER)), "messages", {})
+    chunk = encoder(on_bad_row="skip").chunk(rows(tmp_path, silent, asked(QUESTION, ANSWER)), Door("messages"))
     assert len(chunk.lengths) == 1
     assert chunk.tally.counts.dropped.total() == 1
     chunk.tally.counts.check()
@@ -157,13 +158,13 @@ def test_rows_that_train_nothing_are_dropped_and_counted(tmp_path, encoder):
 
 def test_the_share_of_conversations_that_train_a_stop_token_is_counted(tmp_path, encoder, tokenizer):
     """Pitfall 1."""
-    chunk = encoder().chunk(rows(tmp_path, asked(QUESTION, ANSWER), asked("a", "b")), "messages", {})
+    chunk = encoder().chunk(rows(tmp_path, asked(QUESTION, ANSWER), asked("a", "b")), Door("messages"))
     assert (chunk.tally.chats, chunk.tally.chats_with_stop) == (2, 2)
     endless = tokenizer.with_chat_template(
         "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
     )
-    chunk = encoder(template=ChatTemplate.of(endless)).chunk(rows(tmp_path, asked("a", "b")), "messages", {})
+    chunk = encoder(template=ChatTemplate.of(endless)).chunk(rows(tmp_path, asked("a", "b")), Door("messages"))
     assert (chunk.tally.chats, chunk.tally.chats_with_stop) == (1, 0)
 
 
@@ -176,9 +177,9 @@ def test_chat_rows_without_a_template_are_not_trained_as_json_text(tmp_path, tok
     some = rows(tmp_path, asked(QUESTION, ANSWER))
     if on_bad_row == "error":
         with pytest.raises(DataError, match=r"rows\.jsonl:1: .*no chat template"):
-            encoder.chunk(some, "messages", {})
+            encoder.chunk(some, Door("messages"))
     else:
-        chunk = encoder.chunk(some, "messages", {})
+        chunk = encoder.chunk(some, Door("messages"))
         assert len(chunk.tokens) == 0 and chunk.tally.counts.dropped.total() == 1
         assert "no chat template" in chunk.tally.counts.examples[0]
 
@@ -188,7 +189,7 @@ LONG = "hello " * 60
 
 @pytest.mark.parametrize("policy", ["auto", "split"])
 def test_a_long_text_is_left_whole_for_the_packer_and_counted(tmp_path, encoder, tokenizer, policy):
-    chunk = encoder(on_long=policy).chunk(rows(tmp_path, {"text": LONG}), "text", {})
+    chunk = encoder(on_long=policy).chunk(rows(tmp_path, {"text": LONG}), Door("text"))
     assert tokenizer.decode(chunk.tokens.tolist()) == LONG
     assert (chunk.tally.split, chunk.tally.lost_tokens, chunk.tally.counts.truncated) == (1, 0, 0)
 
@@ -196,31 +197,31 @@ def test_a_long_text_is_left_whole_for_the_packer_and_counted(tmp_path, encoder,
 def test_a_truncated_text_keeps_its_end_token_and_the_loss_is_counted(tmp_path, encoder, tokenizer):
     """Pitfall 2."""
     whole = len(tokenizer.encode(LONG)) + 2
-    chunk = encoder(on_long="truncate").chunk(rows(tmp_path, {"text": LONG}, {"text": "short"}), "text", {})
+    chunk = encoder(on_long="truncate").chunk(rows(tmp_path, {"text": LONG}, {"text": "short"}), Door("text"))
     assert chunk.lengths[0] == 40 and chunk.tokens[39] == tokenizer.eos_id and chunk.trained[39]
     assert (chunk.tally.counts.truncated, chunk.tally.lost_tokens) == (1, whole - 40)
 
 
 def test_dropped_and_refused_long_rows(tmp_path, encoder, tokenizer):
     some = rows(tmp_path, {"text": "short"}, {"text": LONG})
-    chunk = encoder(on_long="drop").chunk(some, "text", {})
+    chunk = encoder(on_long="drop").chunk(some, Door("text"))
     assert len(chunk.lengths) == 1 and chunk.tally.counts.dropped == {"longer than seq_len": 1}
     assert chunk.tally.lost_tokens == len(tokenizer.encode(LONG)) + 2
     chunk.tally.counts.check()
     with pytest.raises(DataError, match=r"rows\.jsonl:2: .*more than seq_len=40.*data\.on_long"):
-        encoder(on_long="error").chunk(some, "text", {})
+        encoder(on_long="error").chunk(some, Door("text"))
 
 
 def test_a_long_chat_is_truncated_and_never_split(tmp_path, encoder):
     some = rows(tmp_path, asked(QUESTION, "The answer is 4. " * 30))
-    chunk = encoder(on_long="auto").chunk(some, "messages", {})
+    chunk = encoder(on_long="auto").chunk(some, Door("messages"))
     assert chunk.lengths.tolist() == [40] and chunk.tally.counts.truncated == 1
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .*without its question teaches nothing: set data\.on_long"):
-        encoder(on_long="split").chunk(some, "messages", {})
+        encoder(on_long="split").chunk(some, Door("messages"))
 
 
 def test_a_chat_whose_prompt_fills_the_row_is_dropped_by_name(tmp_path, encoder):
-    chunk = encoder().chunk(rows(tmp_path, asked(QUESTION * 20, ANSWER)), "messages", {})
+    chunk = encoder().chunk(rows(tmp_path, asked(QUESTION * 20, ANSWER)), Door("messages"))
     assert chunk.tally.counts.dropped == {"prompt longer than seq_len": 1} and len(chunk.tokens) == 0
     chunk.tally.counts.check()
 
@@ -229,8 +230,8 @@ def test_a_row_that_is_no_unicode_is_named_or_skipped_and_the_others_stay(tmp_pa
     """Pitfall 13: one bad row must not take its chunk with it."""
     some = rows(tmp_path, {"text": "good"}, {"text": "half \ud83d"}, {"text": "better"})
     with pytest.raises(SproutError, match=r"rows\.jsonl:2: .*surrogate.*on_bad_row: skip"):
-        encoder().chunk(some, "text", {})
-    chunk = encoder(on_bad_row="skip").chunk(some, "text", {})
+        encoder().chunk(some, Door("text"))
+    chunk = encoder(on_bad_row="skip").chunk(some, Door("text"))
     assert tokenizer.decode(chunk.tokens.tolist()) == "goodbetter"
     assert (chunk.tally.counts.rows_in, chunk.tally.counts.records_out) == (3, 2)
     chunk.tally.counts.check()
@@ -239,4 +240,4 @@ def test_a_row_that_is_no_unicode_is_named_or_skipped_and_the_others_stay(tmp_pa
 def test_pairs_in_a_training_source_are_refused_with_file_and_line(tmp_path, encoder):
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .*better and a worse answer"):
-        encoder(on_bad_row="skip").chunk(rows(tmp_path, pair), "preference", {})
+        encoder(on_bad_row="skip").chunk(rows(tmp_path, pair), Door("preference"))

@@ -16,6 +16,7 @@ from sproutlm.data.encode import Encoder, encode
 from sproutlm.data.prepare import prepare
 from sproutlm.data.records import Text
 from sproutlm.data.shards import ShardWriter, TokenDataset
+from sproutlm.data.sources import Door
 from sproutlm.errors import DataError
 from sproutlm.tokenizer import ChatTemplate
 
@@ -373,7 +374,7 @@ def test_reading_ahead_is_bounded(monkeypatch):
             yield []
 
     encoding = workers_module.Encoding(None, Pool(), 2, workers_module._Progress(1, print))
-    for _ in workers_module.encode_chunks(encoding, endless(), "text", {}):
+    for _ in workers_module.encode_chunks(encoding, endless(), Door("text")):
         given[0] += 1
         assert read[0] - given[0] <= 2 * workers_module.IN_FLIGHT
     assert given[0] == 500

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from sproutlm.config.schema import SourceConfig
-from sproutlm.data.formats import resolve_format
 from sproutlm.data.readers import JsonStream
 from sproutlm.data.records import Chat, Labelled, Message, Preference, Text
 from sproutlm.data.sources import Counts, open_source, read_raw, read_records, read_rows, record_from
@@ -274,7 +273,7 @@ def test_counts_of_workers_add_up_and_survive_json():
     opened = open_source(source)
     for raw in opened.rows:
         own = Counts()
-        record_from(raw, resolve_format(opened.spec, [], opened.columns), opened.columns, "skip", own)
+        record_from(raw, opened.door, "skip", own)
         parts.append(Counts.from_dict(json.loads(json.dumps(own.as_dict()))))
     merged = Counts()
     for part in parts:

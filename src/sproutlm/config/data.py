@@ -20,6 +20,10 @@ class SourceConfig(Strict):
     encoding: str = Field("utf-8", description="Text encoding of the files.")
     max_rows: int | None = Field(None, gt=0, description="Read only the first N rows.")
     repeat: int = Field(1, ge=1, description="Times the rows of this source enter one epoch.")
+    role_order: Literal["strict", "any"] = Field(
+        "strict",
+        description="strict: user and assistant take turns, a user first; any: conversations are taken as they come.",
+    )
     fill: dict[str, str] = Field(
         default_factory=dict,
         description="Placeholder name -> text: {name: Sprout} puts Sprout where rows say {{name}}.",
@@ -65,10 +69,6 @@ class DataConfig(Strict):
         "auto",
         description="What happens to a row longer than seq_len; auto: split for text, truncate for chat (its end token is kept). "
         "split cuts a chat between exchanges, its system message in each part.",
-    )
-    role_order: Literal["strict", "any"] = Field(
-        "strict",
-        description="strict: user and assistant take turns, a user first; any: conversations are taken as they come.",
     )
     cache: str | None = Field(None, description="Folder for token shards; default: data/ in the run folder.")
     shard_tokens: int = Field(50_000_000, gt=0, description="Tokens per shard.")

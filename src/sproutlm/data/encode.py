@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError, SproutError
-from .formats import resolve_format
 from .records import Chat, Message, Record, Text
-from .sources import Counts, RawRow, record_from
+from .sources import Counts, Door, RawRow, record_from
 
 if TYPE_CHECKING:
     from ..tokenizer.template import ChatTemplate
@@ -168,13 +167,12 @@ class Encoder:
         """Little-endian uint16 up to 65,536 ids, else uint32."""
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
 
-    def chunk(self, rows: Sequence[RawRow], spec: str, columns: dict[str, str]) -> EncodedChunk:
-        """Encode a chunk; every row of it becomes a document or is counted as dropped. ``spec`` names the format."""
-        chosen = resolve_format(spec, [], columns)
+    def chunk(self, rows: Sequence[RawRow], door: Door) -> EncodedChunk:
+        """Encode a chunk; every row of it becomes a document or is counted as dropped."""
         tally = Tally()
         accepted: list[tuple[RawRow, Record]] = []
         for raw in rows:
-            record = record_from(raw, chosen, columns, self.on_bad_row, tally.counts)
+            record = record_from(raw, door, self.on_bad_row, tally.counts)
             if record is None:
                 continue
             if not isinstance(record, Text | Chat):  # the wrong data for this stage: no row will be better

@@ -82,7 +82,7 @@ def inspect_file(
         notes.append(f"statistics are over the first {limit:,} rows")
     return {
         "source": str(path),
-        "format": opened.format.name,
+        "format": opened.door.format.name,
         "tokenizer": tokenizer.where,
         "notes": notes,
         "rows": shown,
@@ -92,7 +92,7 @@ def inspect_file(
 
 def _records(opened: OpenSource, counts: Counts, limit: int) -> Iterator[tuple[str, Record]]:
     for raw in itertools.islice(opened.rows, limit):
-        record = record_from(raw, opened.format, opened.columns, "skip", counts)
+        record = record_from(raw, opened.door, "skip", counts)
         if record is not None:
             yield f"{raw.path}:{raw.line}", record
 

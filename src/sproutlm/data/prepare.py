@@ -214,7 +214,7 @@ class _Job:
         opening = Counts()
         opened = open_source(source, opening)
         encoding.passed(islice(opened.rows, state.rows))
-        for n_rows, chunk in encode_chunks(encoding, chunks(opened.rows), opened.spec, opened.columns):
+        for n_rows, chunk in encode_chunks(encoding, chunks(opened.rows), opened.door):
             self._add(state, n_rows, chunk)
             self._check_stops(source, state.tally, EARLY_CHATS)
         counts = state.tally.counts

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .records import Record
 FIRST_ROWS = 20  # rows looked at to detect a format
 EXAMPLES = 5  # bad rows shown to the person
 SPLITS = ("auto", "none", "blank_line", "line")
-__all__ = ["Counts", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
+__all__ = ["Counts", "Door", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
            "read_rows", "record_from", "to_record"]  # fmt: skip
 
 
@@ -134,18 +135,36 @@ def field_columns(source: SourceConfig) -> dict[str, str]:
     return {name: path for name, path in source.columns.items() if name != "split"}
 
 
-@dataclass
-class OpenSource:
-    """A source with its format decided. ``spec`` names the format so that a worker finds it again by ``resolve_format``."""
+@dataclass(frozen=True)
+class Door:
+    """How the rows of one source become records. Pickles, so that a worker does just what this process would.
+
+    ``spec`` names the format: a known one, or ``package.module:attribute``. The rest is a ``SourceConfig``'s.
+    """
 
     spec: str
-    format: Format
-    columns: dict[str, str]
+    columns: dict[str, str] = field(default_factory=dict)
+    fill: dict[str, str] = field(default_factory=dict)
+    role_order: str = "strict"
+
+    @cached_property
+    def format(self) -> Format:
+        return resolve_format(self.spec, [], self.columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "format"}  # a format may not pickle
+
+
+@dataclass
+class OpenSource:
+    """A source whose format is decided, and its rows, the first ones included."""
+
+    door: Door
     rows: Iterator[RawRow]
 
 
 def open_source(source: SourceConfig, counts: Counts | None = None) -> OpenSource:
-    """Look at the first rows, decide the format, and give all rows, the first ones included."""
+    """Look at the first rows, decide the format, and give all rows."""
     rows, columns = read_raw(source, counts), field_columns(source)
     first = list(itertools.islice(rows, FIRST_ROWS))
     try:
@@ -153,7 +172,8 @@ def open_source(source: SourceConfig, counts: Counts | None = None) -> OpenSourc
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from None
     spec = source.format if ":" in source.format else chosen.name
-    return OpenSource(spec, chosen, columns, itertools.chain(first, rows))
+    door = Door(spec, columns, source.fill, source.role_order)
+    return OpenSource(door, itertools.chain(first, rows))
 
 
 def _readable(rows: Sequence[RawRow]) -> list[Row]:
@@ -185,26 +205,27 @@ def parse_row(raw: RawRow) -> Row:
         raise RowError(f"not JSON that can be read ({error})", reason="not JSON") from None
 
 
-def to_record(row: Row, format: Format, columns: dict[str, str]) -> Record:
+def to_record(row: Row, door: Door) -> Record:
     """Make a record of a row. Raises ``RowError`` (``EmptyRow`` when there is nothing in it to learn)."""
+    format = door.format
     try:
-        record = format.parse(row.value, columns)
+        record = format.parse(row.value, door.columns)
     except RowError:
         raise
     except Exception as error:  # a person's own format may raise anything; it is still one bad row
         said = f"the format {format.name!r} failed at this row ({type(error).__name__}: {error})"
         raise RowError(said, reason=f"{format.name} failed") from error
     if not isinstance(record, Record):
-        said = f"the format {format.name!r} gave a {type(record).__name__}, not a Text, Chat, Preference or Labelled record"
+        said = f"the format {format.name!r} gave a {type(record).__name__}, not one of the kinds of record"
         raise RowError(said, reason=f"{format.name} failed")
     return record
 
 
-def record_from(raw: RawRow, format: Format, columns: dict[str, str], on_bad_row: str, counts: Counts) -> Record | None:
+def record_from(raw: RawRow, door: Door, on_bad_row: str, counts: Counts) -> Record | None:
     """Parse and normalise one raw row, and count it; None when it was dropped. ``on_bad_row: error`` raises ``DataError``."""
     counts.rows_in += 1
     try:
-        record = to_record(parse_row(raw), format, columns)
+        record = to_record(parse_row(raw), door)
     except RowError as error:
         _drop_or_raise(raw, error, on_bad_row, counts)
         return None
@@ -240,7 +261,7 @@ def read_records(sources: Sequence[SourceConfig], on_bad_row: str, counts: Count
         opened = open_source(source, counts)
         before = Counts.from_dict(counts.as_dict())
         for raw in opened.rows:
-            record = record_from(raw, opened.format, opened.columns, on_bad_row, counts)
+            record = record_from(raw, opened.door, on_bad_row, counts)
             if record is not None:
                 yield record
         if counts.records_out == before.records_out:

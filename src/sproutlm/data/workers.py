@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import DataError
 from .encode import EncodedChunk, Encoder
-from .sources import RawRow
+from .sources import Door, RawRow
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1 << 20
 IN_FLIGHT = 3  # chunks per worker that are read but not yet written
@@ -129,30 +129,26 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(rows: Sequence[RawRow], spec: str, columns: dict[str, str]) -> EncodedChunk:
+def _work(rows: Sequence[RawRow], door: Door) -> EncodedChunk:
     assert _encoder is not None
-    return _encoder.chunk(rows, spec, columns)
+    return _encoder.chunk(rows, door)
 
 
-def encode_chunks(
-    encoding: Encoding, parts: Iterable[list[RawRow]], spec: str, columns: dict[str, str]
-) -> Iterator[tuple[int, EncodedChunk]]:
+def encode_chunks(encoding: Encoding, parts: Iterable[list[RawRow]], door: Door) -> Iterator[tuple[int, EncodedChunk]]:
     """(rows, encoded) of each chunk, in order; a failed one raises when its turn comes."""
-    for n_rows, size, chunk in _in_order(encoding, parts, spec, columns):
+    for n_rows, size, chunk in _in_order(encoding, parts, door):
         yield n_rows, chunk
         encoding.progress.add(size, n_rows, len(chunk.tokens))
 
 
-def _in_order(
-    encoding: Encoding, parts: Iterable[list[RawRow]], spec: str, columns: dict[str, str]
-) -> Iterator[tuple[int, int, EncodedChunk]]:
+def _in_order(encoding: Encoding, parts: Iterable[list[RawRow]], door: Door) -> Iterator[tuple[int, int, EncodedChunk]]:
     waiting: deque[tuple[int, int, Future[EncodedChunk]]] = deque()
     for part in parts:
         size = sum(_text_bytes(row.payload) for row in part)
         if encoding.pool is None:
-            yield len(part), size, encoding.encoder.chunk(part, spec, columns)
+            yield len(part), size, encoding.encoder.chunk(part, door)
             continue
-        waiting.append((len(part), size, encoding.pool.submit(_work, part, spec, columns)))
+        waiting.append((len(part), size, encoding.pool.submit(_work, part, door)))
         if len(waiting) >= IN_FLIGHT * encoding.workers:
             n_rows, size, future = waiting.popleft()
             yield n_rows, size, future.result()

@@ -59,9 +59,9 @@ def scan_rows(source: SourceConfig, rows: int) -> Scan:
     """Count what is in the first ``rows`` rows. SproutError where reading cannot go on."""
     scan = Scan()
     opened = open_source(source, scan.counts)
-    scan.format = f"format {opened.format.name}"
+    scan.format = f"format {opened.door.format.name}"
     for raw in itertools.islice(opened.rows, rows):
-        record = record_from(raw, opened.format, opened.columns, "skip", scan.counts)
+        record = record_from(raw, opened.door, "skip", scan.counts)
         if record is not None:
             look_at(scan, record, f"{raw.path}:{raw.line}")
     scan.counts.check()
