@@ -281,6 +281,7 @@ def test_a_table_row_with_too_few_or_many_cells_is_a_bad_row(tmp_path):
 def test_a_row_without_end_is_refused_before_memory_runs_out(tmp_path, monkeypatch):
     """Pitfall 12: a missing quote, bracket or blank line must not pull the file into memory."""
     monkeypatch.setattr(readers, "ROW_LIMIT", 10_000)
+    monkeypatch.setattr(readers, "TEXT_LIMIT", 10_000)
     long = "word\n" * 40_000
     for name, text in [
         ("a.txt", long),

@@ -17,8 +17,12 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 from .files import Decoding, kind_of, known_suffixes, open_text, optional, reading
+from .typed_cells import PARQUET_JSON, PARQUET_KEY, WHOLE_ROW, TypedHeader
 
-ROW_LIMIT = 1 << 28  # characters; past this a missing quote or blank line is likelier than a row
+# Characters of one row; past this a missing quote or line end is likelier than a row. Reading a JSON row takes up to about
+# fifteen times its size, so 64 Mi characters stay near 1 GB. A text is read as it stands: text8 is one line of 100 MB.
+ROW_LIMIT = 1 << 26
+TEXT_LIMIT = 1 << 28
 HEADER_PROBE = 20  # rows compared with the first one to tell a header from data
 _HEADER_CELL = re.compile(r"[^\W\d][\w.\-/#()]*(?: [\w.\-/#()]+){0,2}")
 _HEADER_NAMES = frozenset(
@@ -36,6 +40,7 @@ class RawRow:
     payload: Any  # str, dict or list; an unparsed JSON document where ``is_json``
     is_json: bool = False
     fault: str | None = None
+    reason: str = ""  # what such faults are counted under; "" leaves it to the reader of rows
 
 
 def read_file(path: Path, encoding: str, split: str = "auto", named: frozenset[str] = frozenset()) -> Iterator[RawRow]:
@@ -59,8 +64,22 @@ def read_file(path: Path, encoding: str, split: str = "auto", named: frozenset[s
                 raise DataError(f"{path}: the suffix {path.suffix!r} is not known; known are {known_suffixes()}")
 
 
-def _too_long(path: Path, line: int, cure: str) -> DataError:
-    return DataError(f"{path}:{line}: one row of more than {ROW_LIMIT:,} characters; {cure}")
+def _too_long(path: Path, line: int, cure: str, limit: int) -> DataError:
+    return DataError(f"{path}:{line}: one row of more than {limit:,} characters; {cure}")
+
+
+def _lines(stream: TextIO, limit: int) -> Iterator[tuple[int, str, int]]:
+    """(number, line, rest) of each line. Of one past ``limit`` characters, the beginning; ``rest`` counts what is left out."""
+    number = 0
+    while line := stream.readline(limit):
+        number += 1
+        rest = 0
+        if len(line) == limit and line[-1] != "\n":
+            piece = stream.readline(1 << 20)
+            while piece:
+                rest += len(piece)
+                piece = "" if piece[-1] == "\n" else stream.readline(1 << 20)
+        yield number, line, rest
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -70,7 +89,7 @@ def _text(path: Path, stream: TextIO, decoding: Decoding, split: str) -> Iterato
     """Documents of a text file: parted by blank lines (auto, blank_line), one per line, or the whole file (none)."""
     held: list[str] = []
     size = first = 0
-    for number, line in enumerate(stream, 1):
+    for number, line, rest in _lines(stream, TEXT_LIMIT):
         blank = not line.strip()
         if held and (split == "line" or (blank and split != "none")):
             yield _document(path, first, held, decoding)
@@ -80,9 +99,9 @@ def _text(path: Path, stream: TextIO, decoding: Decoding, split: str) -> Iterato
         if not held:
             first = number
         held.append(line)
-        size += len(line)
-        if size > ROW_LIMIT:
-            raise _too_long(path, first, "if every line is a document, set columns: {split: line}")
+        size += len(line) + rest
+        if size > TEXT_LIMIT:
+            raise _too_long(path, first, "if every line is a document, set columns: {split: line}", TEXT_LIMIT)
     if held:
         yield _document(path, first, held, decoding)
 
@@ -96,7 +115,12 @@ def _document(path: Path, line: int, lines: list[str], decoding: Decoding) -> Ra
 
 
 def _json_lines(path: Path, stream: TextIO, decoding: Decoding) -> Iterator[RawRow]:
-    for number, line in enumerate(stream, 1):
+    for number, line, rest in _lines(stream, ROW_LIMIT):
+        if rest:
+            size = len(line) + rest
+            fault = f"a line of {size:,} characters, where {ROW_LIMIT:,} are read at most; is a line end missing?"
+            yield RawRow(path, number, "", is_json=True, fault=fault, reason="line too long")
+            continue
         line = line.strip()
         if line:
             yield RawRow(path, number, line, is_json=True, fault=decoding.fault(line))
@@ -187,7 +211,7 @@ class JsonStream:
     def _fill(self) -> None:
         rest = self._buffer[self._position :]
         if len(rest) > ROW_LIMIT:
-            raise _too_long(self._path, self.line, "is a quote or a bracket missing?")
+            raise _too_long(self._path, self.line, "is a quote or a bracket missing?", ROW_LIMIT)
         # As much again as is held: re-reading a long value from its start then costs linear time in all.
         more = self._stream.read(max(self._chunk, len(rest)))
         self._ended = not more
@@ -219,11 +243,21 @@ def _table(path: Path, stream: TextIO, decoding: Decoding, tabs: bool, named: fr
     first = probe[0][1]
     has_header = _is_header(first, [cells for _, cells, _ in probe[1:]], named)
     header = [name.strip() for name in first] if has_header else [f"column_{i}" for i in range(1, len(first) + 1)]
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}:1: two columns are called {twice!r}, and one would be lost; rename one of them")
+    typed = TypedHeader.of(header) if has_header else None
     for line, cells, fault in itertools.chain(probe[has_header:], rows):
         if fault is None and len(cells) != len(header):
             fault = f"{_count(len(cells), 'cell')} where {len(header)} were expected ({', '.join(header)})"
         fault = fault or decoding.fault("\n".join(cells))
-        yield RawRow(path, line, dict(zip(header, cells, strict=False)), fault=fault)
+        value: Any = dict(zip(header, cells, strict=False))
+        if typed is not None and fault is None:
+            try:
+                value = typed.row(cells)
+            except ValueError as error:
+                fault = str(error)
+        yield RawRow(path, line, value, fault=fault)
 
 
 def _count(number: int, noun: str) -> str:
@@ -238,10 +272,10 @@ def _csv_cells(path: Path, stream: TextIO) -> Iterator[tuple[int, list[str], str
 
     def lines() -> Iterator[str]:
         nonlocal size
-        for line in stream:
-            size += len(line)
+        for _, line, rest in _lines(stream, ROW_LIMIT):
+            size += len(line) + rest
             if size > ROW_LIMIT:
-                raise _too_long(path, start, "is a closing quote missing?")
+                raise _too_long(path, start, "is a closing quote missing?", ROW_LIMIT)
             yield line
 
     reader = csv.reader(lines(), strict=True)
@@ -268,7 +302,11 @@ def _tsv_cells(stream: TextIO) -> Iterator[tuple[int, list[str], str | None]]:
     Read as csv, one message that begins with a quote would swallow all rows up to the next one. Cells in which every
     inner quote is doubled were written by a csv writer, and lose their quotes.
     """
-    for number, line in enumerate(stream, 1):
+    for number, line, rest in _lines(stream, ROW_LIMIT):
+        if rest:
+            fault = f"a line of {len(line) + rest:,} characters, where {ROW_LIMIT:,} are read at most"
+            yield number, [], f"{fault}; is a line end missing?"
+            continue
         line = line.rstrip("\n")
         if line:
             yield number, [_unquote(cell) for cell in line.split("\t")], None
@@ -286,12 +324,21 @@ def _is_header(first: list[str], others: list[list[str]], named: frozenset[str])
     names = [cell.strip() for cell in first]
     if any(re.fullmatch(r"column_\d+", name) for name in named - set(names)):
         return False
-    if any(name in named or name.lower() in _HEADER_NAMES for name in names):
+    if any(name in named for name in names) or TypedHeader.of(names) is not None:
         return True
-    rest = names[1:] if names[0] == "" else names  # pandas leaves its index column nameless
-    looks = all(len(name) <= 40 and _HEADER_CELL.fullmatch(name) for name in rest)
     repeated = any(name == cell.strip() for row in others for name, cell in zip(names, row, strict=False) if name)
-    return bool(rest) and looks and len(set(names)) == len(names) and not repeated
+    return _has_known_name(names) or (looks_like_header(names) and not repeated)
+
+
+def _has_known_name(names: list[str]) -> bool:
+    return any(name.lower() in _HEADER_NAMES for name in names)
+
+
+def looks_like_header(names: list[str]) -> bool:
+    """Whether column names tell by themselves that they are no data, as long as no cell repeats its column's name."""
+    rest = names[1:] if names and names[0] == "" else names  # pandas leaves its index column nameless
+    looks = all(len(name) <= 40 and _HEADER_CELL.fullmatch(name) for name in rest)
+    return bool(rest) and len(set(names)) == len(names) and (looks or _has_known_name(names))
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
@@ -300,9 +347,28 @@ def _parquet(path: Path) -> Iterator[RawRow]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            is_json = [f.name for f in file.schema_arrow if (f.metadata or {}).get(PARQUET_KEY) == PARQUET_JSON]
             for batch in file.iter_batches(batch_size=256):
                 for value in batch.to_pylist():
                     number += 1
-                    yield RawRow(path, number, value)
+                    try:
+                        yield RawRow(path, number, _restored(value, is_json))
+                    except (ValueError, RecursionError) as error:
+                        yield RawRow(path, number, value, fault=f"a cell that should hold JSON does not ({error})")
     except arrow.ArrowException as error:
         raise DataError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
+
+
+def _restored(value: dict[str, Any], is_json: list[str]) -> Any:
+    """A row of parquet with its JSON columns parsed; see ``typed_cells``."""
+    if not is_json:
+        return value
+    if value.get(WHOLE_ROW) is not None and WHOLE_ROW in is_json:
+        return json.loads(value[WHOLE_ROW])
+    found = {}
+    for name, cell in value.items():
+        if name not in is_json:
+            found[name] = cell
+        elif cell is not None:
+            found[name] = json.loads(cell)
+    return found

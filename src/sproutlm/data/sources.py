@@ -192,7 +192,8 @@ def _readable(rows: Sequence[RawRow]) -> list[Row]:
 def parse_row(raw: RawRow) -> Row:
     """Parse a raw row. Raises ``RowError`` with a sentence that does not yet name file and line."""
     if raw.fault is not None:
-        raise RowError(raw.fault, reason="not decodable" if raw.fault.startswith("byte ") else "broken table row")
+        reason = raw.reason or ("not decodable" if raw.fault.startswith("byte ") else "broken table row")
+        raise RowError(raw.fault, reason=reason)
     if not raw.is_json:
         return Row(raw.path, raw.line, raw.payload)
     try:
