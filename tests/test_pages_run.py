@@ -1,0 +1,81 @@
+"""The pages for people with data of their own are true: every command on them is run, in order, on files of those names.
+
+The files are small stand-ins, so that their epochs are short; the quickstart alone, whose steps are fixed, gets settings
+appended that cut it down. A page that names a wrong file, option, verb or order fails here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_docs import PAIRS, blocks, commands
+
+QUICK = (
+    "stages.world.size=tiny",
+    "stages.tokenizer.tokenizer.vocab_size=400",
+    "stages.pretrain.recipe.train.steps=2",
+    "stages.sft.recipe.train.steps=2",
+    "stages.evaluate.max_questions=2",
+)
+
+
+def stand_ins(folder: Path) -> None:
+    """Files of the names that the page uses; each in the shape that the page says."""
+    draw = random.Random(3)
+    words = "the river bent low and old boats went home before rain while children sang on stone steps".split()
+    sentences = [" ".join(draw.choices(words, k=draw.randint(8, 30))).capitalize() + "." for _ in range(200)]
+
+    def text(name: str, some: list[str]) -> None:
+        (folder / name).write_text("\n\n".join(some) + "\n", encoding="utf-8")
+
+    def lines(name: str, rows: list[Any]) -> None:
+        (folder / name).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+
+    text("novel.txt", sentences[:150])
+    text("other-novel.txt", sentences[150:])
+    chats = [
+        [
+            {"role": "user", "content": f"第{i}题：{i}加{i + 1}？"},
+            {"role": "assistant", "content": f"等于{2 * i + 1}。"},
+        ]
+        for i in range(120)
+    ]
+    lines("chats.jsonl", [{"messages": chat} for chat in chats])
+    table = "问题,回答\n" + "".join(f"编号{i}是什么,是第{i}个\n" for i in range(30))
+    (folder / "faq.csv").write_bytes(table.encode("gb18030"))
+    lines("forum.jsonl", [{"post": {"title": f"How high is hill {i}?", "reply": f"{i} metres."}} for i in range(60)])
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """The command, with settings that cut a quickstart down."""
+    return [*arguments, *QUICK] if arguments[0] == "quickstart" and "--dry-run" not in arguments else arguments
+
+
+@pytest.mark.parametrize("page", [pair[0] for pair in PAIRS if "own-data" in pair[0]])
+def test_every_command_of_the_page_runs_in_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprout: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stand_ins(tmp_path)
+    for block in blocks(page):
+        if block.language == "yaml" and block.file_name:
+            (tmp_path / block.file_name).write_text(block.text, encoding="utf-8")
+    ran = 0
+    for program, *arguments in commands(page):
+        if Path(program).name != "sprout":
+            continue
+        monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n"))  # what a person says in a chat
+        found = sprout(*shortened(arguments))
+        assert found.code == 0, f"{page}: sprout {shlex.join(arguments)}: {found.err[-2000:]}"
+        assert "Traceback" not in found.err
+        ran += 1
+    assert ran >= 10
