@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from test_docs import PAIRS, blocks, commands
 
 QUICK = (
