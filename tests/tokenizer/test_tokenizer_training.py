@@ -11,7 +11,8 @@ import pytest
 from sproutlm.data.records import Chat, Labelled, Message, Preference, Text
 from sproutlm.errors import SproutError
 from sproutlm.tokenizer import Tokenizer, texts_of, train_from_files, train_tokenizer
-from sproutlm.tokenizer.train import LEAST_VOCAB_SIZE, PIECE_CHARACTERS, _cut
+from sproutlm.tokenizer.reading import PIECE_CHARACTERS, cut
+from sproutlm.tokenizer.train import LEAST_VOCAB_SIZE
 
 HERE = Path(__file__).resolve()
 TEXTS = ["春眠不觉晓，处处闻啼鸟。", "the fox and the dog and the fox", "12 + 30 = 42"] * 20
@@ -54,18 +55,18 @@ def test_reading_stops_at_max_bytes_and_says_so() -> None:
             yield "春眠不觉晓 the fox " * 10
 
     said: list[str] = []
-    train_tokenizer(endless(), 300, max_bytes=50_000, say=said.append)
+    train_tokenizer(endless(), 300, sample="first", max_bytes=50_000, say=said.append)
     assert read < 5000
     assert any("first 50,000 bytes" in sentence for sentence in said)
 
 
 def test_a_row_of_a_million_characters_is_fed_in_pieces() -> None:
     text = ("word " * 20 + "\n") * 10_000 + "x" * (3 * PIECE_CHARACTERS)
-    pieces = list(_cut(text))
+    pieces = list(cut(text))
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= PIECE_CHARACTERS
     assert pieces[0].endswith("\n")
-    assert list(_cut("")) == []
+    assert list(cut("")) == []
 
 
 def test_digits_stand_alone_and_chinese_punctuation_sticks_to_nothing(tokenizer: Tokenizer) -> None:
