@@ -9,7 +9,7 @@ import codecs
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -45,6 +45,8 @@ def inspect_file(
     columns: dict[str, str] | None = None,
     encoding: str = "utf-8",
     limit: int = STATISTICS_ROWS,
+    fill: dict[str, str] | None = None,
+    role_order: Literal["strict", "any"] = "strict",
 ) -> dict[str, Any]:
     """Report on a file, glob or folder: ``rows`` (``where``, ``ids``, ``trained``, ``text``, ``pieces``) and ``statistics``.
 
@@ -54,7 +56,9 @@ def inspect_file(
     from ..tokenizer.template import ChatTemplate
     from ..tokenizer.tokenizer import Tokenizer
 
-    source = SourceConfig(path=str(path), format=format, columns=columns or {}, encoding=encoding)
+    source = SourceConfig(
+        path=str(path), format=format, columns=columns or {}, encoding=encoding, fill=fill or {}, role_order=role_order
+    )
     notes: list[str] = []
     if tokenizer_dir is not None:
         tokenizer = Tokenizer.load(Path(tokenizer_dir))

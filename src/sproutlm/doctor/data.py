@@ -243,7 +243,7 @@ def token_faults(found: Examination, source: SourceConfig, scan: Scan, context: 
     cure = "give another tokenizer, or mend its chat template (see: sprout doctor TOKENIZER)"
     read, report = found.attempt("tokens", cure, 1, lambda: inspect_file(
         source.path, context.tokenizer_dir, rows=0, seq_len=seq_len, format=source.format, columns=source.columns,
-        encoding=source.encoding, limit=TOKEN_ROWS,
+        encoding=source.encoding, limit=TOKEN_ROWS, fill=source.fill, role_order="any",
     ))  # fmt: skip
     if not read:
         return
