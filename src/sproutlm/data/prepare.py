@@ -275,7 +275,9 @@ class _Job:
             entries.append({"path": source.path, "documents": [documents, documents + state.documents]})
             documents += state.documents
         tokens = sum(shard["tokens"] for shard in self.finished)
-        assert documents == whole.counts.records_out == sum(shard["documents"] for shard in self.finished)
+        assert (
+            documents == whole.counts.records_out + whole.pieces == sum(shard["documents"] for shard in self.finished)
+        )
         assert tokens == whole.tokens
         manifest = {
             "format": FORMAT,
@@ -313,6 +315,16 @@ def said_of(tally: Tally) -> list[str]:
         lines.append(f"{tally.lost_tokens:,} tokens lost to rows longer than seq_len (data.on_long, data.seq_len)")
     if tally.split:
         lines.append(f"{tally.split:,} texts longer than seq_len: cut into pieces, no token lost")
+    if tally.split_chats:
+        lines.append(
+            f"{tally.split_chats:,} conversations longer than seq_len: cut between exchanges into "
+            f"{tally.split_chats + tally.pieces:,} documents"
+        )
+    if tally.cut_exchanges or tally.dropped_exchanges:
+        lines.append(
+            f"  exchanges too long by themselves: {tally.cut_exchanges:,} with their answer shortened, "
+            f"{tally.dropped_exchanges:,} dropped"
+        )
     if tally.chats:
         lines.append(f"{tally.chats_with_stop:,} of {tally.chats:,} conversations train a stop token")
     return lines
