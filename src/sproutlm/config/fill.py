@@ -10,12 +10,21 @@ from typing import Any
 
 from .document import Document, Key, Problem, dotted
 
-SOURCE_LISTS: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("tokenizer", "train_on"))
+SOURCE_LISTS: tuple[Key, ...] = (
+    ("data", "train"),
+    ("data", "validation"),
+    ("tokenizer", "train_on"),
+    ("clean", "sources"),
+    ("clean", "decontaminate", "against"),
+)
 RECIPE_PATHS: tuple[Key, ...] = (
     ("run",),
     ("init_from",),
     ("data", "cache"),
     ("tokenizer", "path"),
+    ("clean", "out"),
+    ("clean", "tokenizer"),
+    ("clean", "language", "model"),
     *((*sources, "*", "path") for sources in SOURCE_LISTS),
 )
 STAGE_PATHS: tuple[Key, ...] = (

@@ -1,0 +1,106 @@
+"""From keys to the documents that go: the first of each group of duplicates stays, whatever the number of tasks.
+
+Documents are looked at in the order of the input. One goes if it shares a key with an earlier one that stays. (Taking
+whole connected components, as is common, also removes what is only like a removed one; here every removed document is
+like a kept one, which is named beside it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+KEYS_PER_PASS = 1 << 26  # 64 M keys, 1 GB while they are sorted
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Documents that share a key: ``document[i]`` belongs to ``group[i]``; in the order of documents within a group."""
+
+    document: np.ndarray  # int64
+    group: np.ndarray  # int64
+
+
+def groups_of(keys: np.ndarray, second: np.ndarray | None = None) -> Groups:
+    """Groups of two or more documents with equal keys (and equal ``second`` ones); a key of 0 belongs to none."""
+    index = np.flatnonzero(keys)
+    chosen = keys[index]
+    if second is None:
+        order = np.argsort(chosen, kind="stable")
+        same = _equal_neighbours(chosen[order])
+    else:
+        order = np.lexsort((second[index], chosen))
+        same = _equal_neighbours(chosen[order]) & _equal_neighbours(second[index][order])
+    member = np.zeros(len(index), bool)
+    member[1:] |= same
+    member[:-1] |= same
+    number = np.cumsum(np.concatenate([[False], ~same]))[: len(index)] if len(index) else np.zeros(0, np.int64)
+    return Groups(index[order[member]], number[member].astype(np.int64))
+
+
+def _equal_neighbours(values: np.ndarray) -> np.ndarray:
+    return values[1:] == values[:-1]
+
+
+def groups_in_passes(parts: list[np.ndarray], keys_per_pass: int = KEYS_PER_PASS) -> Groups:
+    """``groups_of`` over keys that lie in many (memory-mapped) parts, by ranges of keys, so that memory is bounded."""
+    total = sum(len(part) for part in parts)
+    passes = max(1, -(-total // keys_per_pass))
+    bounds = [(1 << 64) * number // passes for number in range(passes + 1)]
+    documents, groups, count = [], [], 0
+    for low, high in zip(bounds, bounds[1:], strict=False):
+        index, keys, offset = [], [], 0
+        for part in parts:
+            inside = np.flatnonzero((part >= np.uint64(max(low, 1))) & (part <= np.uint64(high - 1)))
+            index.append(inside + offset)
+            keys.append(part[inside])
+            offset += len(part)
+        found = groups_of(np.concatenate(keys) if keys else np.zeros(0, np.uint64))
+        documents.append((np.concatenate(index) if index else np.zeros(0, np.int64))[found.document])
+        groups.append(found.group + count)
+        count += int(found.group[-1]) + 1 if len(found.group) else 0
+    return Groups(np.concatenate(documents), np.concatenate(groups))
+
+
+def choose(exact: Groups | None, bands: Iterable[Groups]) -> tuple[dict[int, int], dict[int, int]]:
+    """Which documents go: (exact duplicates, near duplicates), each a map from the document to the kept one it is like."""
+    first_of = _first_of(exact) if exact is not None else {}
+    document, group = _members(bands)
+    kept_of_group: dict[int, int] = {}
+    near: dict[int, int] = {}
+    begins = np.flatnonzero(np.diff(document, prepend=-1))
+    for begin, end in zip(begins, np.append(begins[1:], len(document)), strict=True):
+        one = int(document[begin])
+        if one in first_of:
+            continue
+        own = group[begin:end].tolist()
+        like = [kept_of_group[number] for number in own if number in kept_of_group]
+        if like:
+            near[one] = min(like)
+        else:
+            for number in own:
+                kept_of_group[number] = one
+    # What an exact duplicate equals may itself be near to an earlier one: that one is what stays.
+    return {one: near.get(first, first) for one, first in first_of.items()}, near
+
+
+def _first_of(groups: Groups) -> dict[int, int]:
+    """Each document of a group but its first -> the first."""
+    begins = np.flatnonzero(np.diff(groups.group, prepend=-1))
+    first = np.repeat(groups.document[begins], np.diff(np.append(begins, len(groups.group))))
+    later = groups.document != first
+    return dict(zip(groups.document[later].tolist(), first[later].tolist(), strict=True))
+
+
+def _members(bands: Iterable[Groups]) -> tuple[np.ndarray, np.ndarray]:
+    """All memberships in the order of documents; the groups of different bands get different numbers."""
+    documents, groups, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for band in bands:
+        documents.append(band.document)
+        groups.append(band.group + count)
+        count += int(band.group[-1]) + 1 if len(band.group) else 0
+    document, group = np.concatenate(documents), np.concatenate(groups)
+    order = np.argsort(document, kind="stable")
+    return document[order], group[order]
