@@ -173,8 +173,8 @@ def test_template_file_beside_the_tokenizer_is_read(tokenizer: Tokenizer, tmp_pa
         ({"tokenizer.json": b"{"}, "not JSON"),
         ({"tokenizer.json": b"[]"}, "expected a JSON object"),
         ({"tokenizer.json": b"\xff\xfe{}"}, "not UTF-8"),
-        ({"tokenizer.json": b"{}"}, "not a byte-level tokenizer"),
-        ({"tokenizer.model": b"x"}, "SentencePiece"),
+        ({"tokenizer.json": b"{}"}, "no model"),
+        ({"tokenizer.model": b"x"}, "not a whole SentencePiece model"),
     ],
 )
 def test_damaged_folders_are_refused_with_a_sentence(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
