@@ -135,7 +135,7 @@ def _folder(text: str) -> str:
     path = Path(text).expanduser()
     if not path.is_dir():
         raise SproutError(f"{text}: no such folder; expected {FORMS}")
-    return str(path)
+    return str(path.absolute())
 
 
 def _folder_name(path: Path) -> str:

@@ -30,7 +30,7 @@ class FolderStore:
             revision = folder.name
         elif address.revision is not None:
             raise SproutError(f"{address}: {folder} is a plain folder without revisions; leave @{address.revision} out")
-        return Listing(address, str(folder), revision, tuple(_files(folder)))
+        return Listing(address, str(folder), revision, tuple(_files(folder)), _licence(folder / "README.md"))
 
     def fetch(self, listing: Listing, file: RemoteFile, folder: Path) -> Path:
         source, target = Path(listing.where, file.path), folder / file.path
@@ -120,12 +120,23 @@ def _files(folder: Path) -> list[RemoteFile]:
     return files
 
 
+def _licence(card: Path) -> str | None:
+    """The licence that a hub's page states in the lines at its top."""
+    try:
+        head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
+    except OSError:
+        return None
+    found = re.search(r"^license:[ \t]*([^\s#][^\n#]*)$", head, re.MULTILINE) if head.startswith("---") else None
+    return found[1].strip().strip("'\"") if found else None
+
+
 def _repositories(root: Path, kind: str) -> set[str]:
     """OWNER/NAME of what a local copy holds."""
     found = set()
     for place in (root, root / "hub"):
         for path in place.glob(f"{kind}--*"):
             found.add(path.name.removeprefix(f"{kind}--").replace("--", "/", 1))
+    found |= {path.name.replace("--", "/", 1) for path in (root / kind).glob("*--*")}
     for path in [*(root / kind).glob("*/*"), *root.glob("*/*")]:
         if path.is_dir() and path.parent.name not in ("hub", kind) and "--" not in path.parent.name:
             found.add(f"{path.parent.name}/{path.name}")

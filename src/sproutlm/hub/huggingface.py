@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import SproutError
 from .address import Address
@@ -13,7 +14,8 @@ from .reach import unreachable
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MIRROR = "HF_ENDPOINT=https://hf-mirror.com"
-_TRUE = ("1", "on", "yes", "true")
+# Bytes; larger files are served from block storage only.
+PLAIN_LIMIT = 50 * 10**9
 
 
 def endpoint() -> str:
@@ -21,7 +23,11 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    return any(os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return _is_set("HF_HUB_OFFLINE") or _is_set("TRANSFORMERS_OFFLINE")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "on", "yes", "true")
 
 
 def cache_folder() -> Path:
@@ -31,22 +37,9 @@ def cache_folder() -> Path:
     return Path(os.path.expandvars(cache)).expanduser()
 
 
-def prefer_plain_http() -> bool:
-    """Turn the hub's block storage (xet) off behind a mirror, unless the person has decided; True when that was done.
-
-    Its servers are asked directly, whatever HF_ENDPOINT says, so that behind a mirror a download hangs. Must run before
-    ``huggingface_hub`` is imported, which reads the variable then.
-    """
-    if endpoint() == DEFAULT_ENDPOINT or "HF_HUB_DISABLE_XET" in os.environ:
-        return False
-    os.environ["HF_HUB_DISABLE_XET"] = "1"
-    return True
-
-
 class HuggingFaceStore:
     def __init__(self) -> None:
         self.endpoint = endpoint()
-        prefer_plain_http()
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars, logging
 
@@ -72,23 +65,52 @@ class HuggingFaceStore:
         )
 
     def fetch(self, listing: Listing, file: RemoteFile, folder: Path) -> Path:
+        """Over plain HTTP, which can go on with half a file of an earlier run; the library's own download begins again.
+
+        It also asks no server but HF_ENDPOINT, as a mirror needs it, while the hub's block storage (xet) does. That one is
+        used for files past what plain HTTP serves, and where HF_XET_HIGH_PERFORMANCE asks for it.
+        """
+        try:
+            if (file.size or 0) > PLAIN_LIMIT or _is_set("HF_XET_HIGH_PERFORMANCE"):
+                return self._fetch_by_library(listing, file, folder)
+            return self._fetch_plain(listing, file, folder)
+        except Exception as error:
+            raise self._sentence(error, listing.address, file.path) from error
+
+    def _fetch_plain(self, listing: Listing, file: RemoteFile, folder: Path) -> Path:
+        from huggingface_hub import file_download
+        from huggingface_hub.utils import build_hf_headers
+
+        kind = "dataset" if listing.address.kind == "data" else "model"
+        url = file_download.hf_hub_url(
+            listing.address.repo, file.path, repo_type=kind, revision=listing.revision, endpoint=self.endpoint
+        )
+        location = file_download.get_hf_file_metadata(url, endpoint=self.endpoint).location
+        headers = build_hf_headers(library_name="sproutlm")
+        if urlsplit(location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # the token is for the hub, not for its storage
+        part = folder / f"{file.path}.{(file.version or '')[:16]}.part"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab") as f:
+            if file.size is not None and f.tell() > file.size:
+                f.truncate(0)
+            file_download.http_get(location, f, resume_size=f.tell(), headers=headers, expected_size=file.size)
+        return part
+
+    def _fetch_by_library(self, listing: Listing, file: RemoteFile, folder: Path) -> Path:
         from huggingface_hub import hf_hub_download
 
-        address = listing.address
-        try:
-            return Path(
-                hf_hub_download(
-                    address.repo,
-                    file.path,
-                    repo_type="dataset" if address.kind == "data" else "model",
-                    revision=listing.revision,
-                    local_dir=folder,
-                    endpoint=self.endpoint,
-                    library_name="sproutlm",
-                )
+        return Path(
+            hf_hub_download(
+                listing.address.repo,
+                file.path,
+                repo_type="dataset" if listing.address.kind == "data" else "model",
+                revision=listing.revision,
+                local_dir=folder,
+                endpoint=self.endpoint,
+                library_name="sproutlm",
             )
-        except Exception as error:
-            raise self._sentence(error, address, file.path) from error
+        )
 
     def _sentence(self, error: Exception, address: Address, file: str | None = None) -> Exception:
         """What a person can do about an error of the hub; a full disk, an interruption and faults of ours stay as they are."""
@@ -138,7 +160,7 @@ class HuggingFaceStore:
             )
         if isinstance(error, OSError | RuntimeError | ValueError):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return SproutError(f"{what}: {first}; start the same command again, or set HF_HUB_DISABLE_XET=1")
+            return SproutError(f"{what}: {first}; start the same command again: it goes on where it stopped")
         return error
 
 
