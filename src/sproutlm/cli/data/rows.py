@@ -70,19 +70,16 @@ def validate(
 
     check_json_target(json_file)
     report = check([_input(source, format, columns, encoding, fill, role_order) for source in sources])
-    bad = 0
     for found in report["inputs"]:
         counts = found["counts"]
         typer.echo(
             f"{found['source']}: {found['format'] or 'format not known'}, {counts['rows_in']:,} rows, {counts['records_out']:,} usable"
         )
-        for kind in ("faults", "notes"):
+        for kind, word in (("faults", "FAULT"), ("notes", "note ")):
             for line in found[kind]:
-                rows = f"{line['rows']:,} rows, first at" if line["rows"] else "at"
-                typer.echo(
-                    f"  {'FAULT' if kind == 'faults' else 'note '} {line['kind']}: {rows} {line['first']}. Cure: {line['cure']}"
-                )
-                bad += line["rows"] if kind == "faults" else 0
+                rows = f"{line['rows']:,} row{'s, first' if line['rows'] > 1 else ''} at " if line["rows"] else ""
+                cure = f". Cure: {line['cure']}" if line["cure"] else ""
+                typer.echo(f"  {word} {line['kind']}: {rows}{line['first']}{cure}")
         if found["labels"]:
             shown = ", ".join(f"{label} {rows:,}" for label, rows in list(found["labels"].items())[:10])
             typer.echo(f"  labels: {shown}{' …' if len(found['labels']) > 10 else ''}")

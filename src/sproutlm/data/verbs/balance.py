@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DataError
 from ..fields import RowError, lookup
 from ..sources import Counts, Row, no_records
-from .rows import Input, unchanged
+from .rows import Input, leave_out, unchanged
 from .split import MOST_LABELS, label_of
 from .write import check_output, columns_for, writing
 
@@ -47,7 +47,6 @@ def balance(
                 f"{row.where}: more than {MOST_LABELS:,} different labels; is {label[:40]!r} really a label?"
             )
         labels.append(names.setdefault(label, len(names)))
-        first.records_out += 1
         if columns is not None:
             columns.see(row.value)
     first.check()
@@ -70,12 +69,8 @@ def balance(
                     raise DataError(f"{row.where}: {error}") from None
             written[label] += n
             repeats += max(n - 1, 0)
-            counts.records_out += 1
         unchanged(first, counts, given.source.path)
-        left_out = int((times == 0).sum())
-        counts.records_out -= left_out
-        if left_out:
-            counts.dropped["left out to balance"] += left_out
+        leave_out(counts, int((times == 0).sum()), "left out to balance")
         counts.check()
     notes = given.said() + (columns.said() if columns else [])
     if repeats:

@@ -10,7 +10,8 @@ from typing import Any
 from ...errors import DataError
 from ..fields import RowError
 from ..files import kind_of
-from ..formats import Format, resolve_format
+from ..formats import FORMATS, resolve_format
+from ..records import Record
 from ..sources import Counts, Door, Row, no_records
 from .rows import Input, unchanged
 from .write import check_output, columns_for, writing
@@ -32,7 +33,6 @@ def convert(given: Input, out: Path, to: str | None = None, force: bool = False)
     if columns is not None:
         for _, value in values(learned, "looking at columns"):
             columns.see(value)
-            learned.records_out += 1
         learned.check()
         if not learned.records_out:
             raise no_records(given.source, learned.dropped, learned.examples)
@@ -45,8 +45,6 @@ def convert(given: Input, out: Path, to: str | None = None, force: bool = False)
                 output.write(value)
             except RowError as error:
                 given.drop(row, error, counts)
-                continue
-            counts.records_out += 1
         counts.check()
         if not counts.records_out:
             raise no_records(given.source, counts.dropped, counts.examples)
@@ -76,42 +74,50 @@ class Reshape:
         self.given = given
         self.left_out: Counter[str] = Counter()  # keys that the new rows lack -> rows
         self.door: Door | None = None
-        self.target: Format | None = None
+        self.to = to
+        self.to_row: Callable[[Record], Any] | None = None
         if to is not None:
-            self.door, self.target = given.door(), resolve_format(to, [], {})
-        if self.target is not None and getattr(self.target, "to_row", None) is None:
-            raise DataError(f"--to {self.target.name}: rows of this schema cannot be written; choose another")
+            self.door, self.to_row = given.door(), schema_writer(to)
 
     def values(self, counts: Counts, what: str) -> Iterator[tuple[Row, Any]]:
         """Each row with the value to write for it. Rows that cannot be made one are counted, or raise."""
-        if self.door is None or self.target is None:
+        if self.door is None or self.to_row is None:
             for row in self.given.rows(counts, what):
                 yield row, row.value
             return
-        used = _used(self.door)
+        read = _read_columns(self.door)
         for row, record in self.given.records(counts, what, self.door):
             try:
-                value = self.target.to_row(record)
+                value = self.to_row(record)
             except RowError as error:
                 self.given.drop(row, error, counts)
                 continue
-            if isinstance(row.value, dict):
-                for name in row.value:
-                    if name not in used:
+            if read and isinstance(row.value, dict):
+                kept = [item for item in value.values() if isinstance(item, str)] if isinstance(value, dict) else []
+                for name, item in row.value.items():  # a text may have been found under any name
+                    if name not in read and item not in kept:
                         self.left_out[name] += 1
             yield row, value
 
     def said(self) -> list[str]:
         """What was left out, one sentence each."""
-        assert self.target is not None or not self.left_out
         return [
-            f"left out, for {self.target.name} rows have no place for it: {name} ({rows:,} rows)"
+            f"left out, for {self.to} rows have no place for it: {name} ({rows:,} rows)"
             for name, rows in sorted(self.left_out.items())
-            if self.target is not None
         ]
 
 
-def _used(door: Door) -> set[str]:
-    """Top-level columns that the format reads."""
-    mapped = {path for path in door.columns.values()} | {path.split(".")[0] for path in door.columns.values()}
-    return mapped | {name for name in door.format.fields if name not in door.columns}
+def schema_writer(to: str) -> Callable[[Record], Any]:
+    """What writes a record as a row of the schema ``to``; ``DataError`` when there is none."""
+    to_row = resolve_format(to, [], {}).to_row
+    if to_row is None:
+        written = ", ".join(known.name for known in FORMATS if known.to_row is not None)
+        raise DataError(f"--to {to}: rows of this schema cannot be written; choose among {written}")
+    return to_row
+
+
+def _read_columns(door: Door) -> set[str]:
+    """Top-level columns that the format reads; none when only the format knows."""
+    fields = {name for known in FORMATS for name in known.fields} if door.spec == "mixed" else set(door.format.fields)
+    mapped = {path for column in door.columns.values() for path in (column, column.split(".")[0])}
+    return mapped | (fields - door.columns.keys()) if fields else set()

@@ -17,9 +17,9 @@ import numpy as np
 
 from ...errors import DataError
 from ..fields import RowError
-from ..formats import resolve_format
 from ..sources import Counts, Row, no_records
-from .rows import Input, unchanged
+from .convert import schema_writer
+from .rows import Input, leave_out, unchanged
 from .size import Weigh, bytes_of, token_counter
 from .write import check_output, columns_for, writing
 
@@ -75,7 +75,6 @@ def mix(
     for part in mixed:
         for value, size in reader.values(part, part.counts, weigh=True):
             part.sizes.append(size)
-            part.counts.records_out += 1
             if columns is not None:
                 columns.see(value)
         part.counts.check()
@@ -127,14 +126,14 @@ class _Reader:
             raise DataError(
                 f"the sources have different schemas ({named}), and a file should have one; add --to messages"
             )
-        self.target = resolve_format(to, [], {}) if to is not None else None
+        self.to_row = schema_writer(to) if to is not None else None
         self.schema = to or next(iter(found))
 
     def values(self, part: Part, counts: Counts, weigh: bool = False) -> Iterator[tuple[Any, int]]:
         """(value to write, its size or 0) of every usable row, in order."""
         for row, record in part.given.records(counts, "weighing" if weigh else "mixing", self.doors[id(part)]):
             try:
-                value = row.value if self.target is None else self.target.to_row(record)
+                value = row.value if self.to_row is None else self.to_row(record)
             except RowError as error:
                 part.given.drop(row, error, counts)
                 continue
@@ -217,7 +216,6 @@ def _taken(part: Part, reader: _Reader) -> Iterator[tuple[Any, int]]:
         for place, (found, size) in enumerate(zip_longest(rows, part.sizes)):
             if found is None or size is None:
                 break
-            counts.records_out += 1
             if number < part.passes or part.chosen[place]:
                 yield found[0], size
         unchanged(part.counts, counts, part.given.source.path)
@@ -232,9 +230,7 @@ def _report(
     for part in parts:
         n = len(part.sizes)
         used = n if part.passes else part.written
-        part.counts.records_out -= n - used
-        if n > used:
-            part.counts.dropped["not chosen"] += n - used
+        leave_out(part.counts, n - used, "not chosen")
         part.counts.check()
         counts.merge(part.counts)
         path, repeats = part.given.source.path, part.written - used

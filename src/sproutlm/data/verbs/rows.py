@@ -16,6 +16,7 @@ from ...config.data import SourceConfig
 from ...errors import DataError
 from ..fields import RowError
 from ..files import find_files, kind_of, position
+from ..placeholders import filled
 from ..records import Labelled, Preference, Record, Text, UnpairedPreference, messages_of
 from ..sources import Counts, Door, RawRow, Row, _drop_or_raise, open_source, parse_row, read_raw, to_record
 from ..typed_cells import dumps
@@ -34,7 +35,12 @@ class Input:
     notes: dict[str, int] = field(default_factory=dict)  # what was changed in reading -> rows
 
     def rows(self, counts: Counts, what: str) -> Iterator[Row]:
-        """Every row as it stands. A document of a .txt is ``{"text": ...}``. Bad ones are counted; the rest is the caller's."""
+        """Every row as it stands, with ``fill`` in place. A document of a .txt is ``{"text": ...}``.
+
+        A row is counted as come out; ``drop`` takes that back. Bad ones are dropped, or raise, as ``on_bad_row`` says.
+        """
+        fill, used = self.source.fill, set[str]()
+        counts.filled.update(dict.fromkeys(fill, 0))
         for raw in Progress(self, what).watch(read_raw(self.source, counts)):
             counts.rows_in += 1
             try:
@@ -42,6 +48,11 @@ class Input:
             except RowError as error:
                 _drop_or_raise(raw, error, self.on_bad_row, counts)
                 continue
+            counts.records_out += 1
+            if fill:
+                row = Row(row.path, row.line, filled(row.value, fill, used))
+                counts.filled.update(used)
+                used.clear()
             yield row
 
     def door(self) -> Door:
@@ -49,19 +60,21 @@ class Input:
         return open_source(self.source).door
 
     def records(self, counts: Counts, what: str, door: Door) -> Iterator[tuple[Row, Record]]:
-        """Every row with the record it makes."""
+        """Every row with the record it makes, counted like ``rows``."""
+        counts.note(door.note)
         for raw in Progress(self, what).watch(read_raw(self.source, counts)):
             counts.rows_in += 1
             try:
                 row = self._plain(raw)
-                record = to_record(parse_row(raw) if kind_of(raw.path) == "txt" else row, door)
+                record = to_record(parse_row(raw) if kind_of(raw.path) == "txt" else row, door, counts)
             except RowError as error:
                 _drop_or_raise(raw, error, self.on_bad_row, counts)
                 continue
             yield row, record
 
     def drop(self, row: Row, error: RowError, counts: Counts) -> None:
-        """Count a row that turned out bad later on, or raise, as ``on_bad_row`` says."""
+        """Count a row that turned out bad later on as dropped after all, or raise, as ``on_bad_row`` says."""
+        counts.records_out -= 1
         _drop_or_raise(RawRow(row.path, row.line, None), error, self.on_bad_row, counts)
 
     def _plain(self, raw: RawRow) -> Row:
@@ -177,6 +190,13 @@ def hash64(text: str, seed: int = 0) -> int:
     return int.from_bytes(
         hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest(), "little"
     )
+
+
+def leave_out(counts: Counts, rows: int, reason: str) -> None:
+    """Count usable rows that were not chosen as dropped."""
+    counts.records_out -= rows
+    if rows:
+        counts.dropped[reason] += rows
 
 
 def unchanged(first: Counts, second: Counts, source: str) -> None:

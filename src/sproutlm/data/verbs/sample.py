@@ -15,7 +15,7 @@ from ...errors import DataError
 from ..fields import RowError
 from ..sources import Counts, no_records
 from ..typed_cells import dumps
-from .rows import Input, hash64
+from .rows import Input, hash64, leave_out
 from .size import bytes_of, token_counter
 from .write import check_output, columns_for, writing
 
@@ -70,9 +70,7 @@ def sample(
                 output.write(json.loads(text))
             except RowError as error:
                 raise DataError(f"{out}: {error}") from None
-            counts.records_out += 1
-        if held.rows_seen > len(kept):
-            counts.dropped["not sampled"] += held.rows_seen - len(kept)
+        leave_out(counts, held.rows_seen - len(kept), "not sampled")
         counts.check()
     notes = [*given.said(), *(columns.said() if columns else [])]
     if seen < limit:

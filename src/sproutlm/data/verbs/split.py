@@ -51,7 +51,7 @@ def split(
     With ``stratify`` each label's rows are parted by the same shares, to a row. Two passes; memory is 8 bytes a row (10
     with labels), and about 60 for a moment while the parts are decided.
     """
-    shares = fractions(shares, len(outs))
+    exact = fractions(shares, len(outs))
     if len({out.resolve() for out in outs}) < len(outs):
         raise DataError(f"{outs[0]}: two parts have the same name; name each part once")
     for out in outs:
@@ -65,11 +65,10 @@ def split(
             learned.labels.append(_number(label, learned.names, given.source.path))
         if columns is not None:
             columns.see(row.value)
-        first.records_out += 1
     first.check()
     if not first.records_out:
         raise no_records(given.source, first.dropped, first.examples)
-    parts, found = assign(learned, shares, outs)
+    parts, found = assign(learned, exact, outs)
     given.notes.clear()
     counts = Counts()
     with writing(outs, columns) as outputs:
@@ -80,8 +79,6 @@ def split(
                 outputs[parts[number]].write(row.value)
             except RowError as error:
                 given.drop(row, error, counts)
-                continue
-            counts.records_out += 1
         if counts.rows_in != first.rows_in:
             unchanged(first, counts, given.source.path)
         counts.check()
@@ -93,7 +90,7 @@ def split(
         "seed": seed,
         "parts": [
             {"out": str(out), "asked": float(share), "rows": n}
-            for out, share, n in zip(outs, shares, written, strict=True)
+            for out, share, n in zip(outs, exact, written, strict=True)
         ],
         **found,
         "counts": counts.as_dict(),

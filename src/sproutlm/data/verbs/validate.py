@@ -17,7 +17,6 @@ import numpy as np
 from ...errors import DataError
 from ..fields import EmptyRow, RowError
 from ..files import open_binary, reading
-from ..formats import FORMATS
 from ..records import Labelled, Record, messages_of
 from ..sources import Counts, Door, Row, parse_row, read_raw, to_record
 from .rows import Input, Progress, content_of, hash64, json_key
@@ -106,8 +105,9 @@ def validate(inputs: Sequence[Input]) -> dict[str, Any]:
         try:
             _read(given, checked, compare=len(inputs) > 1)
         except DataError as error:
-            checked.fault("cannot be read", str(error), "see the sentence")
+            checked.fault("cannot be read", str(error), "", 0)
         _duplicates(checked)
+        _placeholders(checked)
         checked.counts.check()
         found.append(checked)
     _between(found)
@@ -125,7 +125,10 @@ def _read(given: Input, checked: Checked, compare: bool) -> None:
         door = given.door()
         checked.format = door.format.name
     except DataError as error:
-        checked.fault("format not known", str(error), "name it with --format, and its columns with --columns", 0)
+        if "to tell the format" not in str(error) and "cannot tell the format" not in str(error):
+            checked.fault("cannot be read", str(error), "", 0)
+        else:
+            checked.fault("format not known", str(error), "name it with --format, and its columns with --columns", 0)
         if len(paths) == 1:
             return
     for path in paths:
@@ -143,7 +146,7 @@ def _read(given: Input, checked: Checked, compare: bool) -> None:
                 checked.lines.append(row.line)
         except DataError as error:  # of the file, not of a row
             if len(paths) == 1 or "the file is empty" not in str(error):
-                checked.fault("cannot be read", str(error), "see the sentence")
+                checked.fault("cannot be read", str(error), "", 0)
 
 
 def _mark(path: Path, checked: Checked) -> None:
@@ -166,37 +169,31 @@ def _records(file: Input, door: Door, checked: Checked) -> Iterator[tuple[Row, R
     for raw in Progress(file, "checking").watch(read_raw(file.source, counts)):
         counts.rows_in += 1
         where = f"{raw.path}:{raw.line}"
-        row = None
         try:
             row = parse_row(raw)
-            record = to_record(row, door)
+            record = to_record(row, door, counts)
         except EmptyRow as error:
             counts.drop("empty")
             checked.note(
                 "empty", f"{where}: {error}", "none needed: rows with nothing to learn are left out and counted"
             )
         except RowError as error:
-            kind, sentence, cure = _kind(row, door, error)
+            kind, cure = _kind(error)
             counts.drop(kind)
-            checked.fault(kind, f"{where}: {sentence}", cure)
+            checked.fault(kind, f"{where}: {error}", cure)
         else:
-            counts.records_out += 1
             yield row, record
 
 
-def _kind(row: Row | None, door: Door, error: RowError) -> tuple[str, str, str]:
-    """What a bad row is counted under, the sentence about it, and the cure."""
-    expected = door.format
-    if row is not None and not door.columns and not expected.matches(row.value):
-        other = next((known for known in FORMATS if known.matches(row.value)), None)
-        if other is not None:
-            sentence = f"the row is {other.name}, while this file's rows are {expected.name}"
-            cure = "keep one schema in a file: part it, then bring both to one with: sprout data convert --to messages"
-            return f"another schema ({other.name})", sentence, cure
-    cure = CURES.get(error.reason, GENERAL_CURE)
+def _kind(error: RowError) -> tuple[str, str]:
+    """What a bad row is counted under, and the cure."""
+    if error.reason.startswith("looks like "):
+        cure = "bring all rows to one schema: sprout data convert IN OUT --format mixed --to messages"
+        return f"another schema ({error.reason.removeprefix('looks like ')})", cure
     if error.reason.startswith("missing "):
-        cure = "name the column with --columns FIELD=COLUMN, or mend these rows"
-    return error.reason, str(error), cure
+        return error.reason, "name the column with --columns FIELD=COLUMN, or mend these rows"
+    general = "" if "; " in str(error) else GENERAL_CURE  # most sentences end with their own cure
+    return error.reason, CURES.get(error.reason, general)
 
 
 def _look(row: Row, record: Record, checked: Checked) -> None:
@@ -227,6 +224,13 @@ def _duplicates(checked: Checked) -> None:
         again = int(np.flatnonzero(hashes == hashes[original])[1])
         said = f"{checked.place(again)}: the same row as {checked.place(original)}"
         checked.note("duplicates", said, "take them out, or know that they weigh more", repeats)
+
+
+def _placeholders(checked: Checked) -> None:
+    counts = checked.counts
+    if counts.placeholders:
+        said, cure = counts.placeholder_example, "give its text with --fill NAME=TEXT, and fill: in the recipe"
+        checked.note("placeholder not filled", said, cure, counts.placeholders)
 
 
 def _between(found: Sequence[Checked]) -> None:
