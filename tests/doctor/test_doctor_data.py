@@ -87,6 +87,7 @@ FAULTS = {
         [{"prompt": "a?", "chosen": "<think>\n\n</think>\n\nb", "rejected": f"c{i}"} for i in range(3)],
         "one-sided wrapper", "warn", 6, "3 of 3",
     ),
+    "placeholders": ([*TEXTS, {"text": "I am {{name}}."}], "placeholders", "warn", None, "rows.jsonl:41: {{name}}"),
     "equal sides": ([{"prompt": f"{i}", "chosen": "b", "rejected": "b"} for i in range(3)], "equal sides", "warn", None, "3"),
 }  # fmt: skip
 

@@ -45,7 +45,8 @@ class Counts:
         """Count a record, its row's schema, and what it has beside text."""
         self.records_out += 1
         self.schemas[schema] += 1
-        self.special.update(special_things(record))
+        for name in special_things(record):
+            self.special[name] += 1
 
     def note(self, sentence: str) -> None:
         """Keep a sentence for the person, once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"\{\{[ \t]*([^\W\d]\w*)[ \t]*\}\}")
@@ -29,16 +28,12 @@ def filled(value: Any, fill: dict[str, str], used: set[str]) -> Any:
 
 def placeholder_in(value: Any) -> str | None:
     """The first placeholder that stands in any string of ``value``, as it is written there."""
-    for text in _strings(value):
-        found = _PLACEHOLDER.search(text) if "{{" in text else None
-        if found:
-            return found[0]
-    return None
-
-
-def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
+        found = _PLACEHOLDER.search(value) if "{{" in value else None
+        return found[0] if found else None
+    if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+            name = placeholder_in(inner)
+            if name:
+                return name
+    return None

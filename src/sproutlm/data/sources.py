@@ -27,6 +27,7 @@ from .readers import RawRow, read_file
 from .records import Preference, Record, UnpairedPreference, messages_of
 
 FIRST_ROWS = 20  # rows looked at to detect a format
+KNOWN_SHAPES = 1000  # sets of columns whose schema is remembered
 SPLITS = ("auto", "none", "blank_line", "line")
 __all__ = ["EXAMPLES", "Counts", "Door", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
            "read_rows", "record_from", "to_record"]  # fmt: skip
@@ -100,8 +101,21 @@ class Door:
         found = format_of(value, self.columns)
         return "mixed" if found is None else found.name
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "format"}  # a format may not pickle
+    @cached_property
+    def _schemas(self) -> dict[Any, str | None]:
+        return {}
+
+    def other_schema(self, value: Any) -> str | None:
+        """The schema of a row that is not this door's, decided once for all rows with the same columns filled."""
+        columns = tuple(k for k, v in value.items() if v is not None) if isinstance(value, dict) else type(value)
+        if columns not in self._schemas:
+            if len(self._schemas) >= KNOWN_SHAPES:
+                return other_schema(value, self.format, self.columns)
+            self._schemas[columns] = other_schema(value, self.format, self.columns)
+        return self._schemas[columns]
+
+    def __getstate__(self) -> dict[str, Any]:  # a format may not pickle
+        return {name: value for name, value in self.__dict__.items() if name not in ("format", "_schemas")}
 
 
 @dataclass
@@ -174,7 +188,8 @@ def to_record(row: Row, door: Door, counts: Counts | None = None) -> Record:
         _check_order(record, value, door)
     if counts is not None:
         counts.come_out(record, door.schema_of(value))
-        counts.filled.update(used)
+        for name in used:
+            counts.filled[name] += 1
         left = placeholder_in(value)
         if left:
             counts.placeholders += 1
@@ -199,7 +214,7 @@ def _parsed(value: Any, door: Door) -> Record:
 
 def _refuse_other_schema(value: Any, door: Door) -> None:
     """A row that could be read with the format of its file, and is more: a rated answer among answers, say."""
-    other = other_schema(value, door.format, door.columns)
+    other = door.other_schema(value)
     if other is not None:
         raise _another(other, door)
 
@@ -223,14 +238,16 @@ def _another(other: str, door: Door) -> RowError:
 
 def _check_order(record: Record, value: Any, door: Door) -> None:
     parts = messages_of(record)
-    if not parts:
-        return
-    beside = int(isinstance(value, dict) and bool(optional_string(value, "system", door.columns).strip()))
     if isinstance(record, Preference | UnpairedPreference):
         prompt, *sides = parts
         parts = tuple((*prompt, *side) for side in sides)
     for turns in parts:
-        check_role_order(turns, beside)
+        beside = turns[0].role == "system" and isinstance(value, dict) and bool(_system_of(value, door))
+        check_role_order(turns, int(beside))
+
+
+def _system_of(value: dict[str, Any], door: Door) -> str:
+    return optional_string(value, "system", door.columns).strip()
 
 
 def record_from(raw: RawRow, door: Door, on_bad_row: str, counts: Counts) -> Record | None:

@@ -136,9 +136,12 @@ def preference(value: Any, columns: dict[str, str]) -> Preference:
 
 
 def _check_side(prompt: tuple[Message, ...], side: tuple[Message, ...], name: str) -> None:
-    check_chat((*prompt, *side))
-    if not any(m.role == "assistant" and says_something(m) for m in side):
+    replies = [turn for turn in side if turn.role == "assistant"]
+    if side and not replies:
+        raise RowError(f"{name} has no assistant turn, so there is no answer to compare", reason="no assistant turn")
+    if not any(says_something(turn) for turn in replies):
         raise EmptyRow(f"{name} is empty")
+    check_chat((*prompt, *side))
 
 
 def _prompt(value: Any, columns: dict[str, str]) -> tuple[tuple[Message, ...], Tools]:
