@@ -280,8 +280,8 @@ def test_report_names_nfkc_and_hash_prefix_and_pad_as_eos(tmp_path: Path, option
 def test_report_names_an_untrained_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Pitfall 1."""
     assert tokenizer.chat_template is not None
-    broken = tokenizer.chat_template.replace("message['content'] + '<|im_end|>' }}\n        {%- endgeneration %}",
-                                             "message['content'] }}\n        {%- endgeneration %}{{- '<|im_end|>' }}")  # fmt: skip
+    end = "            {{- '<|im_end|>' }}\n        {%- endgeneration %}"
+    broken = tokenizer.chat_template.replace(end, "        {%- endgeneration %}{{- '<|im_end|>' }}")
     assert broken != tokenizer.chat_template
     tokenizer.with_chat_template(broken).save(tmp_path)
     report = check_tokenizer(tmp_path)

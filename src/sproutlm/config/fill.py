@@ -22,6 +22,7 @@ RECIPE_PATHS: tuple[Key, ...] = (
     ("init_from",),
     ("data", "cache"),
     ("tokenizer", "path"),
+    ("template", "use"),
     ("clean", "out"),
     ("clean", "tokenizer"),
     ("clean", "language", "model"),
@@ -135,6 +136,8 @@ def resolve_paths(document: Document, skip: Mapping[Key, Problem]) -> dict[Key, 
         value = document.get(key)
         if key in skip or not isinstance(value, str) or (key[-1] == "init_from" and value == "random"):
             continue
+        if key[-1] == "use" and value.strip() and not ("/" in value or os.path.splitext(value)[1]):
+            continue  # a template's name
         where = document.where(key)
         if not value.strip():
             problems[key] = Problem(where, dotted(key), "empty; give a path, or leave the line out")

@@ -17,6 +17,7 @@ from ..data.records import Record
 from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
 from ..errors import DataError, RecipeError
+from ..tokenizer.library import template_of
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokenizer.train import texts_of, train_tokenizer
@@ -136,7 +137,8 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
     data = recipe.data
     sources = resolve_synthetic(data.train, run, say)
     tokenizer = prepare_tokenizer(recipe, sources, run, say)
-    template = ChatTemplate.of(tokenizer)
+    template = template_of(recipe.template, tokenizer, check=recipe.stage == "sft" or recipe.template.use is not None)
+    tokenizer = template.tokenizer  # carries the template, so that the run stores it
     cache = Path(data.cache) if data.cache else run / "data"
 
     def shards(name: str, used: list[SourceConfig]) -> TokenDataset:

@@ -272,9 +272,10 @@ def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int
         for prompt in recipe.sample.prompts:
             if recipe.stage == "sft":
                 ids = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True).ids
+                stops = template.stop_ids
             else:
-                ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-            requests.append(Request(ids, params, tokenizer.stop_ids))
+                ids, stops = [tokenizer.eos_id, *tokenizer.encode(prompt)], tokenizer.stop_ids
+            requests.append(Request(ids, params, stops))
         completions = Engine(model, tokenizer).generate(requests)
         joint = " -> " if recipe.stage == "sft" else ""
         return [f"{p}{joint}{c.text}" for p, c in zip(recipe.sample.prompts, completions, strict=True)]
