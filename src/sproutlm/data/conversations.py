@@ -230,15 +230,14 @@ def check_role_order(turns: Sequence[Message], beside: int = 0) -> None:
 
 def _out_of_order(before: Message | None, turn: Message) -> tuple[str, str]:
     """(fault, reason) of a turn after another; empty strings where it may stand."""
-    if before is None:
-        if turn.role == "user":
-            return "", ""
+    last = None if before is None else before.role
+    if last is None and turn.role != "user":
         return f"comes first, where a user's turn was expected: what does the {turn.role} answer?", f"{turn.role} first"
-    if turn.role == "tool" and before.role != "tool" and not before.tool_calls:
-        return f"is a tool's result and follows a turn of the {before.role} that calls no tool", "tool without a call"
-    if turn.role == "user" and before.role == "tool":
+    if turn.role == "tool" and last != "tool" and not (before and before.tool_calls):
+        return f"is a tool's result and follows a turn of the {last} that calls no tool", "tool without a call"
+    if turn.role == "user" and last == "tool":
         return "follows a tool's result, which the assistant must answer first", "user after tool"
-    if turn.role in ("user", "assistant") and turn.role == before.role:
+    if turn.role in ("user", "assistant") and turn.role == last:
         return f"follows another turn of the {turn.role}", "roles out of order"
     if not says_something(turn) and (turn.role == "user" or (turn.role == "assistant" and turn.train is not False)):
         return "is empty", "empty turn"

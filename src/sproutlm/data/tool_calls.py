@@ -9,8 +9,11 @@ from .fields import RowError, a_kind, encodable
 from .records import ToolCall, Tools
 
 
-def from_json(value: Any, what: str) -> Any:
-    """``value``, parsed where it is a JSON string; None for a blank one. RowError where it is text and not JSON."""
+def from_json(value: Any, what: str, kind: str = "") -> Any:
+    """``value``, parsed where it is a JSON string; None for a blank one. RowError where it is text and not JSON.
+
+    ``what`` names it in the sentence; ``kind``, without its place, in the reason that is counted.
+    """
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -19,12 +22,14 @@ def from_json(value: Any, what: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         shown = value if len(value) <= 40 else f"{value[:40]}..."
-        raise RowError(f"{what} is text that is not JSON ({shown!r}: {error})", reason=f"{what} is not JSON") from None
+        raise RowError(
+            f"{what} is text that is not JSON ({shown!r}: {error})", reason=f"{kind or what} not JSON"
+        ) from None
 
 
 def tools_of(value: Any, what: str = "tools") -> Tools:
     """Tool objects, each ``{"type": "function", "function": {...}}``; none for null, blank or an empty list."""
-    found = from_json(value, what)
+    found = from_json(value, what, "tools")
     if found is None or found == []:
         return ()
     if not isinstance(found, list):
@@ -51,7 +56,7 @@ def _tool(item: Any, here: str) -> dict[str, Any]:
 
 def calls_of(value: Any, here: str) -> tuple[ToolCall, ...]:
     """Calls given as a list, as one object, or as the JSON of either."""
-    found = from_json(value, here)
+    found = from_json(value, here, "tool call")
     if found is None or found == [] or found == {}:
         return ()
     if isinstance(found, dict):
@@ -71,7 +76,7 @@ def _call(item: Any, here: str) -> ToolCall:
     if not isinstance(name, str) or not name:
         has = ", ".join(map(str, body)) or "nothing"
         raise RowError(f"{here} has a call without a name; it has {has}", reason="tool call has no name")
-    arguments = from_json(body.get("arguments"), f"{here}: arguments of {name}")
+    arguments = from_json(body.get("arguments"), f"{here}: arguments of {name}", "tool arguments")
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
