@@ -313,7 +313,7 @@ def test_a_damaged_shard_is_made_again(jsonl, make):
 
 def test_conversations_that_never_train_a_stop_token_are_refused(jsonl, make, tokenizer):
     """Pitfall 1: a model trained on them would never end an answer."""
-    source = tokenizer.chat_template.replace("message['content'] + '<|im_end|>'", "message['content']", 1)
+    source = tokenizer.chat_template.replace("{{- '<|im_end|>' }}", "", 1)
     rows = jsonl([{"instruction": "2 + 2?", "output": "4"}] * 3)
     with pytest.raises(DataError, match="none of 3 conversations trains a stop token"):
         make(rows, template=ChatTemplate(source, tokenizer))

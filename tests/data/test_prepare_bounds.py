@@ -152,7 +152,7 @@ def test_conversations_that_never_stop_are_refused_before_all_are_tokenised(json
     """Pitfall 1: nobody should wait an hour for this sentence."""
     monkeypatch.setattr(prepare_module, "EARLY_CHATS", 10)
     monkeypatch.setattr(workers, "CHUNK_ROWS", 10)
-    source = tokenizer.chat_template.replace("message['content'] + '<|im_end|>'", "message['content']", 1)
+    source = tokenizer.chat_template.replace("{{- '<|im_end|>' }}", "", 1)
     rows = jsonl([{"instruction": f"{i} + {i}?", "output": str(2 * i)} for i in range(60)])
     with pytest.raises(DataError, match="none of 10 conversations trains a stop token"):
         make(rows, template=ChatTemplate(source, tokenizer))

@@ -104,7 +104,10 @@ def lint_template(template: ChatTemplate) -> list[Finding]:
         findings += _ends(traced, ends)
         for check in (_missing_tokens, _others_trained, _dropped, _first_token, _prompts, _injection):
             findings += check(traced)
-    return list({(f.rule, f.sentence): f for f in findings}.values())
+    first: dict[str, Finding] = {}  # one finding for each rule: the first place where it is broken tells enough
+    for finding in findings:
+        first.setdefault(finding.rule, finding)
+    return list(first.values())
 
 
 class _Traced:
@@ -168,7 +171,7 @@ def _ends(traced: _Traced, ends: set[str | None]) -> Iterator[Finding]:
         if span is None or not traced.text[span[0] : span[1]].strip():
             yield Finding(
                 "fail",
-                "every assistant turn is trained",
+                f"{kind} is trained",
                 f"the chat template trains nothing of an assistant's turn ({where}): it does not lie inside {{% generation %}}",
                 "put {% generation %} and {% endgeneration %} around the assistant's content and its end token",
                 1,
@@ -181,7 +184,7 @@ def _ends(traced: _Traced, ends: set[str | None]) -> Iterator[Finding]:
             tail = traced.text[span[0] : span[1]][-20:] if end is None else end
             yield Finding(
                 "fail",
-                "the end token of every assistant turn is trained",
+                f"the end token of {kind} is trained",
                 f"the chat template ends what is trained of an assistant's turn at {tail!r} ({where}): "
                 f"the end token {missing!r} is not trained, so the model would never stop",
                 "move {% endgeneration %} behind the end token",
@@ -235,12 +238,12 @@ def _dropped(traced: _Traced) -> Iterator[Finding]:
                 13,
             )
         if message.reasoning_content and message.reasoning_content not in traced.text:
-            last = i == len(traced.probe.messages) - 1
+            which = "the last turn" if i == len(traced.probe.messages) - 1 else "earlier turns"
             yield Finding(
                 "warn",
-                "thinking is shown",
-                f"the chat template leaves out the reasoning of {'the last' if last else 'earlier'} turns, so it is not trained",
-                "use chatml, which shows all of it" + ("" if last else ", or rows with one exchange each"),
+                f"thinking of {which} is shown",
+                f"the chat template leaves out the reasoning of {which}, so it is not trained",
+                "use chatml, which shows all of it",
                 13,
             )
 
