@@ -80,6 +80,10 @@ def gopher_repetition(text: str, rules: ChineseRules) -> str | None:
         return "dup_line_char_frac"
     codes = codes_of(text)
     codes = codes[kinds()[codes] != APART].astype(np.uint64)
+    shortest = min([*rules.top_ngrams, *rules.duplicate_ngrams], default=0)
+    windows = _windows(codes, shortest)
+    if len(np.unique(windows)) == len(windows):
+        return None  # what repeats a longer run repeats a shorter one, too; most texts end here
     for n, share in sorted(rules.top_ngrams.items()):
         if _top_share(codes, n) > share:
             return f"top_{n}_character_gram"

@@ -70,8 +70,8 @@ def choose(exact: Groups | None, bands: Iterable[Groups]) -> tuple[dict[int, int
     document, group = _members(bands)
     kept_of_group: dict[int, int] = {}
     near: dict[int, int] = {}
-    begins = np.flatnonzero(np.diff(document, prepend=-1))
-    for begin, end in zip(begins, np.append(begins[1:], len(document)), strict=True):
+    bounds = np.append(np.flatnonzero(np.diff(document, prepend=-1)), len(document)).tolist()
+    for begin, end in zip(bounds, bounds[1:], strict=False):
         one = int(document[begin])
         if one in first_of:
             continue

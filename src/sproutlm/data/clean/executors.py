@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ from ...config.clean import ExecutorConfig
 from ...errors import SproutError
 from .stages import Choose, Judge, Match, Plan, Read, Stage, Write
 
+_RUNNING = threading.Event()
 _NOWHERE = open(os.devnull, "w")  # noqa: SIM115  (open as long as the process: loguru holds on to it)
 
 
@@ -27,7 +31,21 @@ class QuietLocalExecutor(LocalPipelineExecutor):
     def run(self) -> Any:
         with contextlib.redirect_stderr(_NOWHERE):
             _log_nowhere()
-            return super().run()
+            _RUNNING.set()
+            try:
+                return super().run()
+            finally:
+                _RUNNING.clear()
+
+
+def _die_with_parent() -> None:
+    """In a child made by fork: end when the parent is killed. datatrove's manager process would stay for ever."""
+    if _RUNNING.is_set():
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG, of Linux
+
+
+os.register_at_fork(after_in_child=_die_with_parent)
 
 
 def _log_nowhere() -> None:

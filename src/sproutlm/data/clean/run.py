@@ -19,7 +19,7 @@ from ... import __version__
 from ...config.clean import CleanConfig, CleanRecipe
 from ...errors import DataError, SproutError
 from ..files import find_files
-from ..sources import Counts, open_source
+from ..sources import Counts, no_records, open_source
 from .work import Work, read_json, write_json
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def clean(recipe: CleanRecipe, *, dry_run: bool = False, say: Say = print) -> di
         for number, stage in enumerate(executors.make_stages(plan), 1):
             with _progress(plan, stage, f"{number}/{5} {stage.name}"):
                 executors.make_executor(plan, stage).run()
+            if number == 1:
+                _need_documents(plan)
         report = reports.write_report(plan)
         if not config.keep_work:
             for name in ("blocks", "filtered", "keys", "groups", "removed"):
@@ -62,6 +64,17 @@ def clean(recipe: CleanRecipe, *, dry_run: bool = False, say: Say = print) -> di
     for line in Counts.from_dict(report["rows"]).lines():
         say(line)
     return report
+
+
+def _need_documents(plan: Plan) -> None:
+    """Refuse a source that gives no document at all, as every reader of sources does."""
+    for number, source in enumerate(plan.config.sources):
+        counts = Counts()
+        for unit, part in enumerate(plan.units):
+            if part.source == number:
+                counts.merge(Counts.from_dict(read_json(plan.work.note("read", f"{unit:05d}"))["counts"]))
+        if not counts.records_out:
+            raise no_records(source, counts.dropped, counts.examples)
 
 
 def _need_extra() -> None:
@@ -132,10 +145,15 @@ def _finished(plan: Plan, work: Work) -> bool:
     now = _fingerprint(plan)
     if work.plan.exists():
         before = read_json(work.plan)
-        if before["fingerprint"] != now["fingerprint"]:
-            changed = [name for name in ("settings", "inputs") if before[name] != now[name]]
+        changed = before["fingerprint"] != now["fingerprint"]
+        if changed and not work.done("judge"):
+            shutil.rmtree(work.folder)  # nothing was done yet: the recipe was mended after its first try
+            write_json(work.plan, now)
+            return False
+        if changed:
+            what = [name for name in ("settings", "inputs") if before[name] != now[name]]
             raise SproutError(
-                f"{work.out}: holds the output of another run ({' and '.join(changed) or 'version'} changed); "
+                f"{work.out}: holds the output of another run ({' and '.join(what) or 'version'} changed); "
                 "give another clean.out, or remove the folder"
             )
         return work.report.exists()
@@ -155,8 +173,9 @@ def _alone(work: Work) -> Iterator[None]:
         raise SproutError(f"clean.out: {work.out}: cannot be written: {error.strerror}") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # lockf, not flock: a child that outlives a killed run must not hold on to the lock.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise SproutError(
                 f"{work.out}: another process cleans into this folder; wait for it, or give another clean.out"
             ) from None

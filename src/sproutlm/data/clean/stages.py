@@ -111,18 +111,9 @@ class Read(Stage):
                     left -= 1
                 record = record_from(raw, door, self.plan.config.on_bad_row, counts)
                 if isinstance(record, Text):
-                    yield {"id": f"{name}:{raw.line}", "text": _writable(record.text, counts)}
+                    yield {"id": f"{name}:{raw.line}", "text": record.text}
                 elif record is not None:
                     counts.withdraw("not plain text", f"{raw.path}:{raw.line}: a {type(record).__name__}, not a text")
-
-
-def _writable(text: str, counts: Counts) -> str:
-    """A text without lone surrogates, which JSON can escape but UTF-8 cannot hold."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _blocks(rows: Iterable[dict[str, Any]], size: float) -> Iterator[list[dict[str, Any]]]:

@@ -1,0 +1,173 @@
+"""MinHash deduplication: ours beside datatrove's own, on the same documents, in one run; and its recall against theory.
+
+    python benchmarks/clean.py --data poems.jsonl.gz --data c4_en.jsonl --out benchmarks/results/clean.json
+
+Speed: documents per second of one core (processor time), all stages of deduplication: signatures, matching, choosing,
+and which documents go. datatrove runs as its documentation shows (jieba words for Chinese, spaCy for English), with the
+same bands, rows and n; each side takes its turn first, medians of --rounds. Reading and writing are left out on both
+sides. Without files a corpus is made up. Recall: copies of known Jaccard similarity among the documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
+from loguru import logger
+
+from sproutlm.config.clean import MinhashStep
+from sproutlm.config.data import SourceConfig
+from sproutlm.data.clean.duplicates import choose, groups_of
+from sproutlm.data.clean.minhash import band_keys, expected_recall, jaccard
+from sproutlm.data.sources import Counts, read_records
+
+STEP = MinhashStep()
+
+
+def ours(texts: list[str], language: str) -> int:
+    keys = band_keys(texts, STEP)
+    return len(choose(None, [groups_of(band) for band in keys])[1])
+
+
+def datatrove(texts: list[str], language: str) -> int:
+    config = MinhashConfig(n_grams=STEP.ngram, num_buckets=STEP.bands, hashes_per_bucket=STEP.rows)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        documents = (Document(text=text, id=str(number)) for number, text in enumerate(texts))
+        MinhashDedupSignature(f"{folder}/sigs", config, language=language).run(documents, 0, 1)
+        for bucket in range(STEP.bands):
+            MinhashDedupBuckets(f"{folder}/sigs", f"{folder}/buckets", config=config).run(None, bucket, STEP.bands)
+        MinhashDedupCluster(f"{folder}/buckets", f"{folder}/remove", config).run(None, 0, 1)
+        removed = Path(folder, "remove", "000000.remove")
+        return removed.stat().st_size // 4 if removed.exists() else 0
+
+
+def timed(side: Callable[[list[str], str], int], texts: list[str], language: str) -> tuple[float, int]:
+    start = time.process_time()
+    found = side(texts, language)
+    return time.process_time() - start, found
+
+
+def speed(texts: list[str], language: str, rounds: int) -> dict[str, Any]:
+    sides = {"ours": ours, "datatrove": datatrove}
+    for side in sides.values():
+        side(texts[:200], language)  # dictionaries and tables are loaded
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    found = {}
+    for number in range(rounds):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            taken, found[name] = timed(sides[name], texts, language)
+            seconds[name].append(taken)
+    rates = {name: len(texts) / statistics.median(taken) for name, taken in seconds.items()}
+    return {
+        "language": language,
+        "documents": len(texts),
+        "characters": sum(map(len, texts)),
+        "documents_per_second_per_core": {name: round(rate) for name, rate in rates.items()},
+        "ratio": round(rates["ours"] / rates["datatrove"], 2),
+        "seconds": {name: [round(one, 3) for one in taken] for name, taken in seconds.items()},
+        "duplicates_found": found,
+    }
+
+
+def near(text: str, similarity: float, rng: random.Random, filler: str) -> str:
+    """``text`` with its end replaced, so that its five-character runs have about this Jaccard similarity with it."""
+    shared = round(2 * (len(text) - 4) * similarity / (1 + similarity)) + 4
+    return text[:shared] + "".join(rng.choices(filler, k=len(text) - shared))
+
+
+def recall(texts: list[str], copies: int) -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    filler = [chr(code) for code in range(0x4E00, 0x9FA5)]
+    long = [text for text in dict.fromkeys(texts) if len(text) >= 60]
+    alone = set(choose(None, [groups_of(band) for band in band_keys(texts, STEP)])[1])
+    rows = []
+    for similarity in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
+        originals = rng.sample(long, min(copies, len(long)))
+        made = [near(text, similarity, rng, filler) for text in originals]
+        removed = choose(None, [groups_of(band) for band in band_keys([*texts, *made], STEP)])[1]
+        expected = [expected_recall(jaccard(*pair, STEP), STEP) for pair in zip(originals, made, strict=True)]
+        rows.append(
+            {
+                "similarity": similarity,
+                "copies": len(made),
+                "found": round(sum(one >= len(texts) for one in removed) / len(made), 4),
+                "theory": round(float(np.mean(expected)), 4),
+                "originals_lost_to_copies": len({one for one in removed if one < len(texts)} - alone),
+            }
+        )
+    return rows
+
+
+def documents(paths: list[str], limit: int) -> dict[str, list[str]]:
+    sets = {}
+    for path in paths:
+        records = read_records([SourceConfig(path=path)], "skip", Counts())
+        sets[Path(path).name] = [record.text for record, _ in zip(records, range(limit), strict=False)]  # type: ignore[union-attr]
+    if not sets:
+        rng = random.Random(0)
+        sets["made-up"] = ["".join(rng.choices([chr(0x4E00 + n) for n in range(3000)], k=80)) for _ in range(limit)]
+    return sets
+
+
+def machine() -> dict[str, Any]:
+    model = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", default=[], help="a file of texts; may be repeated")
+    parser.add_argument("--documents", type=int, default=5000, help="of each file, for speed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=2000, help="injected at each similarity")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    logger.remove()
+    sets = documents(arguments.data, 1 << 60 if arguments.data else arguments.documents)
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", "benchmarks/clean.py", *_named(sys.argv[1:])]),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "machine": machine(),
+        "settings": {"bands": STEP.bands, "rows": STEP.rows, "n": STEP.ngram},
+        "speed": {},
+    }
+    for name, texts in sets.items():
+        chinese = sum("\u4e00" <= one <= "\u9fff" for one in "".join(texts[:50])) > 500
+        result["speed"][name] = speed(texts[: arguments.documents], "zh" if chinese else "en", arguments.rounds)
+        print(name, json.dumps(result["speed"][name], ensure_ascii=False), flush=True)
+    name, texts = next(iter(sets.items()))
+    result["recall"] = {"of": name, "documents": len(texts), "levels": recall(texts, arguments.copies)}
+    for row in result["recall"]["levels"]:
+        print(json.dumps(row))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """The command as a person elsewhere would type it: files by their names."""
+    return [Path(one).name if one.endswith((".gz", ".jsonl", ".txt")) else one for one in arguments]
+
+
+if __name__ == "__main__":
+    main()
