@@ -172,13 +172,14 @@ def pieces_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """What each token adds to the text. A character spread over several tokens stands at the last of them."""
     control = {id_: name for name, id_ in tokenizer.control_tokens.items()}
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces = []
+    pieces, fresh = [], tokenizer.begins_text(None)
     for id_ in ids:
+        piece, fresh = tokenizer.spell(id_, fresh)
         if id_ in control:
             pieces.append(decoder.decode(b"", final=True) + control[id_])
             decoder.reset()
         else:
-            pieces.append(decoder.decode(tokenizer.decode_bytes([id_])))
+            pieces.append(decoder.decode(piece))
     if pieces:
         pieces[-1] += decoder.decode(b"", final=True)
     return pieces

@@ -8,7 +8,7 @@ from typing import TypeVar
 Piece = TypeVar("Piece", str, bytes)
 
 
-def merges_of(piece: Piece, rank: Mapping[Piece, int]) -> tuple[Piece, Piece] | None:
+def merge_of(piece: Piece, rank: Mapping[Piece, int]) -> tuple[Piece, Piece] | None:
     """The last merge that makes ``piece``, or None where no merges do.
 
     Both ``sentencepiece`` and ``tiktoken`` store only how early each piece is made (``rank``, low first) and join any

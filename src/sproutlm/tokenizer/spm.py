@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SproutError
 from .locate import config_beside, read_bytes
-from .merges import merges_of
+from .merges import merge_of
 from .spelling import SPACE_MARK
 from .spm_model import (
     BPE,
@@ -98,7 +98,7 @@ def _bpe(pieces: list[tuple[str, float, int]], model: SentencePieceModel) -> Dat
     order = sorted((text for text in scores if len(text) > 1), key=lambda text: -scores[text])  # stable: ties by id
     rank = {text: place for place, text in enumerate(order)}
     merges = [
-        list(pair) for text in order if (pair := merges_of(text, rank)) and pair[0] in scores and pair[1] in scores
+        list(pair) for text in order if (pair := merge_of(text, rank)) and pair[0] in scores and pair[1] in scores
     ]
     return {
         "type": "BPE",

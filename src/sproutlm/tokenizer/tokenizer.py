@@ -250,10 +250,14 @@ class Tokenizer:
         """Bytes of one id, less the tokenizer's own blank where it is ``fresh``, and whether the next one is fresh."""
         if id_ in self._control_text:
             return b"", fresh or self.dummy_blank == "each"
-        piece = self._bytes[id_] if 0 <= id_ < self.vocab_size else b""
+        piece = self.piece(id_)
         if fresh and piece:
             return piece.removeprefix(b" "), False
         return piece, fresh
+
+    def piece(self, id_: int) -> bytes:
+        """What one id spells, whatever stands before it; nothing for control tokens and ids without a token."""
+        return self._bytes[id_] if 0 <= id_ < self.vocab_size else b""
 
     def decode(self, ids: Iterable[int], keep_control: bool = False, *, after: int | None = None) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD (``StreamDecoder`` is the one for a stream)."""
@@ -270,7 +274,7 @@ class Tokenizer:
         """One token for the eye: a control token's name, else its text."""
         if id_ in self._control_text:
             return self._control_text[id_]
-        return (self._bytes[id_] if 0 <= id_ < self.vocab_size else b"").decode("utf-8", errors="replace")
+        return self.piece(id_).decode("utf-8", errors="replace")
 
     # --- files ------------------------------------------------------------------------------------------------------
 
