@@ -86,15 +86,17 @@ def _byte_bpe(pieces: Iterator[str], vocab_size: int, rules: Rules) -> Tokenizer
 def _sentencepiece(
     pieces: Iterator[str], vocab_size: int, model: str, rules: Rules, max_bytes: int, say: Callable[[str], None]
 ) -> Tokenizer:
-    from .spm import train_sentencepiece
+    from .spm_train import train_sentencepiece
 
-    if rules.spaces != "single":
-        raise SproutError(
-            f"tokenizer.spaces={rules.spaces} is a rule of kind byte_bpe; SentencePiece learns runs of blanks by itself: "
-            "remove tokenizer.spaces, or set tokenizer.kind: byte_bpe"
-        )
     return train_sentencepiece(
-        pieces, vocab_size, model=model, digits=rules.digits, cjk=rules.cjk, max_bytes=max_bytes, say=say
+        pieces,
+        vocab_size,
+        model=model,
+        digits=rules.digits,
+        cjk=rules.cjk,
+        spaces=rules.spaces,
+        max_bytes=max_bytes,
+        say=say,
     )
 
 
