@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..config.schema import SourceConfig
 from ..data.conversations import says_something
-from ..data.records import Chat, Labelled, Message, Preference, Record, Text, UnpairedPreference, messages_of
+from ..data.records import Chat, Labelled, Message, Preference, Record, Text, UnpairedPreference, texts_of
 from ..data.sources import Counts, open_source, record_from
 
 PLACES = 3  # file:line shown of each fault
@@ -86,7 +85,7 @@ def look_at(scan: Scan, record: Record, where: str) -> None:
     if digest in scan.hashes:
         scan.add("duplicate", where)
     scan.hashes.add(digest)
-    texts = list(texts_in(record))
+    texts = list(texts_of(record))
     for name, present in (
         ("replacement", any("\ufffd" in text for text in texts)),
         ("crlf", any("\r\n" in text for text in texts)),
@@ -125,10 +124,3 @@ def look_at_turns(scan: Scan, messages: tuple[Message, ...], where: str) -> None
         scan.add("nothing trained", where)
     if any(m.train and m.role != "assistant" for m in messages):
         scan.add("others trained", where)
-
-
-def texts_in(record: Record) -> Iterator[str]:
-    if isinstance(record, Text | Labelled):
-        yield record.text
-    for part in messages_of(record):
-        yield from (message.content for message in part)
