@@ -70,14 +70,16 @@ def parse_address(text: str, kind: Kind) -> Address:
         return _of_page(text, kind)
     if scheme not in ("hf", "modelscope", "ms"):
         raise SproutError(f"{text}: the beginning {scheme}:// is not known; expected {FORMS}")
-    found = _parse(text, "hf" if scheme == "hf" else "modelscope", rest, kind)
+    found = _parse(text, "hf" if scheme == "hf" else "modelscope", rest)
     if found.kind != kind:
-        of = "a data set" if found.kind == "data" else "a model"
-        raise SproutError(f"{text} names {of}; use: sprout download {found.kind} {text}")
+        if found.kind == "data":
+            raise SproutError(f"{text} names a data set; use: sprout data download {text}")
+        data = f"{found.hub}://datasets/{text.split('://', 1)[1]}"
+        raise SproutError(f"{text} names a model; use {data} for the data set, or: sprout download model {text}")
     return found
 
 
-def _parse(text: str, hub: Hub, rest: str, asked: Kind) -> Address:
+def _parse(text: str, hub: Hub, rest: str) -> Address:
     parts = rest.strip("/").split("/")
     kind: Kind = "model"
     if parts[0] in ("datasets", "models"):

@@ -104,16 +104,14 @@ def of_address(address: Address) -> Entry | None:
 
 
 def search(word: str | None, stage: str | None, what: Kind) -> list[Entry]:
-    """Entries whose name, description, language, licence or schema has ``word`` in it."""
+    """Entries whose name, description, address or licence has ``word`` in it, or whose schema or language is it."""
     if stage is not None and stage not in STAGES:
         raise SproutError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
     found = []
     for entry in catalogue(what):
-        text = " ".join(
-            str(value)
-            for value in (entry.name, entry.en, entry.zh, entry.language, entry.licence, entry.format, entry.hf)
-        )
-        if (stage is None or entry.stage == stage) and (word is None or word.lower() in text.lower()):
+        text = " ".join((entry.name, entry.en, entry.zh, entry.hf or "", entry.modelscope or "", entry.licence or ""))
+        exact = (entry.format, entry.language, entry.architecture, entry.stage)
+        if stage in (None, entry.stage) and (word is None or word.lower() in text.lower() or word in exact):
             found.append(entry)
     return found
 
@@ -140,12 +138,13 @@ def markdown_table(what: Kind, language: Literal["en", "zh"]) -> str:
     }[what, language]
     lines = [f"| {heads} |", "|" + " --- |" * (heads.count("|") + 1)]
     for entry in catalogue(what):
+        size = size_cell(entry) + (" ✓" if entry.checked else "")
         licence = (entry.licence or "?") + (" †" if entry.gated else "")
-        text = entry.en if language == "en" else entry.zh
-        middle = (
-            [entry.stage or "", entry.language, size_cell(entry), entry.rows or "?", licence, f"`{entry.format}`"]
-            if what == "data"
-            else [entry.parameters or "?", entry.architecture or "?", size_cell(entry), licence]
-        )
-        lines.append(f"| {' | '.join([f'`{entry.name}`', *middle, text])} |")
+        cells = [f"`{entry.name}`"]
+        if what == "data":
+            schema = f"`{entry.format}`" if entry.format else "–"
+            cells += [entry.stage or "?", entry.language, size, entry.rows or "?", licence, schema]
+        else:
+            cells += [entry.parameters or "?", entry.architecture or "?", size, licence]
+        lines.append(f"| {' | '.join([*cells, entry.en if language == 'en' else entry.zh])} |")
     return "\n".join(lines)

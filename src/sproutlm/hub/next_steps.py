@@ -31,7 +31,7 @@ def next_steps(what: Kind, out: Path, files: Sequence[str], entry: Entry | None)
     if pattern is None:
         packed = [name for name in files if PurePosixPath(name).suffix.lower() in _ARCHIVES]
         if packed:
-            return [f"unpack first: {quote(str(out / packed[0]))}, then: sprout data inspect FILE"]
+            return [_unpack(out, packed[0])]
         return [f"no file with rows is among them; see {out}"]
     path = f"{out.as_posix()}/{pattern}"
     known = entry is not None and entry.format is not None
@@ -50,6 +50,12 @@ def next_steps(what: Kind, out: Path, files: Sequence[str], entry: Entry | None)
     if columns:
         lines.append(f"        columns: {{{', '.join(f'{field}: {column}' for field, column in columns.items())}}}")
     return lines
+
+
+def _unpack(out: Path, name: str) -> str:
+    archive = quote(str(out / name))
+    command = f"unzip {archive} -d" if name.lower().endswith(".zip") else f"tar -xf {archive} -C"
+    return f"unpack it:    {command} {quote(str(out))}, then: sprout data inspect FILE"
 
 
 def _pattern(files: Sequence[str], entry: Entry | None) -> str | None:

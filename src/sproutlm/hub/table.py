@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..errors import SproutError
 from .address import Kind
-from .catalogue import as_dict, nearest, search, size_cell
+from .catalogue import Entry, as_dict, nearest, search, size_cell
 
 
 def show(what: Kind, word: str | None, stage: str | None) -> list[dict[str, Any]]:
-    """Print the entries that fit as a table and give them back; a ``SproutError`` where none does."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print the entries that fit, two lines each, and give them back; a ``SproutError`` where none does."""
     entries = search(word, stage, what)
     if not entries:
         near = nearest(word, what) if word is not None else []
-        raise SproutError(
-            f"{word or stage}: nothing in the catalogue has it; {'near are ' + ', '.join(near) if near else 'leave it out to see everything'}"
-        )
-    console = Console()
+        hint = f"near are {', '.join(near)}" if near else "leave it out to see everything"
+        raise SproutError(f"{word or stage}: nothing in the catalogue has it; {hint}")
+    heads = ("name", "for" if what == "data" else "parameters", "language", "size", "rows", "licence")
+    rows = [heads[: 4 + 2 * (what == "data")] + heads[5:] * (what == "model"), *(_cells(entry) for entry in entries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     chinese = _prefers_chinese()
-    table = Table(box=None, pad_edge=False)
-    last = "schema" if what == "data" else "architecture"
-    for head in (
-        "name",
-        "for" if what == "data" else "parameters",
-        "language",
-        "size",
-        "rows",
-        "licence",
-        last,
-        "what",
-    ):
-        if not (what == "model" and head == "rows"):
-            table.add_column(head, no_wrap=head == "name", overflow="fold")
-    for entry in entries:
-        licence = (entry.licence or "?") + (" †" if entry.gated else "")
-        first = (entry.stage if what == "data" else entry.parameters) or "?"
-        middle = [entry.rows or "?"] if what == "data" else []
-        kind = (entry.format if what == "data" else entry.architecture) or "?"
-        text = entry.zh if chinese else entry.en
-        table.add_row(entry.name, first, entry.language, size_cell(entry), *middle, licence, kind, text)
-    console.print(table)
+    for number, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if number:
+            entry = entries[number - 1]
+            print(f"    {entry.zh if chinese else entry.en}; {_kind(entry)}")
     if any(entry.gated for entry in entries):
-        console.print("† the hub asks for consent or a login first (HF_TOKEN)")
-    console.print("? not known. Sizes are of what is fetched. Licences as the hub states them: read them before use.")
-    console.print(
-        f"fetch one:  {'sprout data download' if what == 'data' else 'sprout download model'} {entries[0].name}"
-    )
+        print("† the hub asks for consent or a login first (HF_TOKEN)")
+    print("? not known. Sizes are of what is fetched. Licences are the hub's words: read them before use.")
+    print(f"fetch one:  {entries[0].verb}")
     return [as_dict(entry) for entry in entries]
 
 
-def _prefers_chinese() -> bool:
-    import os
+def _cells(entry: Entry) -> tuple[str, ...]:
+    licence = (entry.licence or "?") + (" †" if entry.gated else "")
+    if entry.what == "model":
+        return entry.name, entry.parameters or "?", entry.language, size_cell(entry), licence
+    return entry.name, entry.stage or "?", entry.language, size_cell(entry), entry.rows or "?", licence
 
+
+def _kind(entry: Entry) -> str:
+    if entry.what == "model":
+        return f"architecture {entry.architecture or '?'}"
+    return f"schema {entry.format}" if entry.format else "questions"
+
+
+def _prefers_chinese() -> bool:
     language = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     return language.lower().startswith("zh")
