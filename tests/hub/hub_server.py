@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -31,6 +32,7 @@ class FakeHub:
     # Bytes after which the connection is cut, per file, once for every number; what is served with wrong bytes, so often.
     cuts: dict[str, list[int]] = field(default_factory=dict)
     wrong: dict[str, int] = field(default_factory=dict)
+    stall: dict[str, int] = field(default_factory=dict)  # bytes after which nothing more comes
     status: int | None = None
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
     url: str = ""
@@ -125,6 +127,13 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
         if head:
+            return
+        if name in self.hub.stall:
+            self.wfile.write(part[: self.hub.stall[name]])
+            self.wfile.flush()
+            while name in self.hub.stall:
+                time.sleep(0.02)
+            self.close_connection = True
             return
         cuts = self.hub.cuts.get(name)
         if cuts:

@@ -95,8 +95,8 @@ def fetch(
     if check:
         right, wrong = check_files(out)
         write_json(json_file, {"out": out, "right": right, "wrong": wrong})
-        for file, what in wrong.items():
-            say(f"{file}: {what}")
+        for path, what in wrong.items():
+            say(f"{path}: {what}")
         if wrong:
             raise CheckFailed(
                 f"{out}: {len(wrong)} of {right + len(wrong)} files are not as they came; fetch them again: the same command without --check"

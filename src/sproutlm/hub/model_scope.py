@@ -22,6 +22,8 @@ def endpoint() -> str:
 
 class ModelScopeStore:
     def __init__(self) -> None:
+        # One line of ours for all files, not a bar for each; tqdm reads this when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
         try:
             import modelscope_hub
         except ImportError:
