@@ -196,8 +196,8 @@ def die_at(target: object, name: str, call: int):
 
 POINTS = {
     "while a shard is being written": (ShardWriter, "add", 20),
-    "before a shard has its name": (prepare_module.os, "replace", 8),
-    "between a shard's name and the note of it": (prepare_module, "_write_json", 4),
+    "before a shard has its name": (os, "replace", 8),
+    "between a shard's name and the note of it": (prepare_module, "write_json", 4),
     "before the manifest": (prepare_module, "_write_manifest", 1),
 }
 
