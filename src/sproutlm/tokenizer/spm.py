@@ -65,14 +65,13 @@ def convert(model: SentencePieceModel, *, blank: str = SPACE_MARK) -> Data:
     """``tokenizer.json`` of a model, as parsed. With ``blank=" "`` pieces hold real blanks, and "▁" is a letter like
     any other (for models that we train; it needs a model without whitespace rules of its own).
     """
-    real = blank != SPACE_MARK
-    pieces = [(text.replace(SPACE_MARK, blank) if real and kind == NORMAL else text, score, kind)
-              for text, score, kind in model.pieces]  # fmt: skip
+    pieces = [(_written(text, kind, model, blank), score, kind) for text, score, kind in model.pieces]
     added = [
         _added(text, id_, special=kind in (CONTROL, UNKNOWN))
         for id_, (text, _, kind) in enumerate(pieces)
         if kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and (model.kind == BPE or is_control(_added(text, id_))))
     ]
+    real = blank != SPACE_MARK
     backend = _unigram(pieces, model) if model.kind == UNIGRAM else _bpe(pieces, model)
     return {
         "version": "1.0",
@@ -85,6 +84,13 @@ def convert(model: SentencePieceModel, *, blank: str = SPACE_MARK) -> Data:
         "decoder": _decoder(model, real),
         "model": backend,
     }
+
+
+def _written(text: str, kind: int, model: SentencePieceModel, blank: str) -> str:
+    """A piece as the vocabulary has it. User-defined ones are found in the text as it stands, with its real blanks."""
+    if kind == USER_DEFINED and model.kind == BPE and model.escape_whitespaces:
+        return text.replace(SPACE_MARK, " ")
+    return text.replace(SPACE_MARK, blank) if kind == NORMAL else text
 
 
 def _added(text: str, id_: int, special: bool = False) -> Data:

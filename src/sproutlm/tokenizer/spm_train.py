@@ -73,12 +73,10 @@ def _cutter(digits: str, cjk: str, spaces: str) -> pre_tokenizers.PreTokenizer:
     def split(pattern: str, behavior: str = "isolated") -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Split(Regex(pattern), behavior=behavior)
 
-    runs = [split(" {2,}")] if spaces == "runs" else []
+    blanks = split(" {2,}| ?[^ ]+") if spaces == "runs" else split(" ", "merged_with_next")
     rules = [split(table[option]) for table, option in ((_CJK_RULE, cjk), (_DIGIT_RULE, digits)) if option in table]
-    punctuation = split(r" ?\p{P}+")
-    return pre_tokenizers.Sequence(
-        [split(r"[\x00-\x1f\x7f▁]+", "removed"), *runs, split(" ", "merged_with_next"), punctuation, *rules]
-    )
+    # Control characters end a piece and are in none: in the trainer's file, tabs and line breaks mean something else.
+    return pre_tokenizers.Sequence([split(r"[\x00-\x1f\x7f▁]+", "removed"), blanks, split(r" ?\p{P}+"), *rules])
 
 
 def _count(
