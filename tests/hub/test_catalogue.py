@@ -91,6 +91,30 @@ def test_the_table_can_be_searched_and_written_as_json(sprout: SPROUT, tmp_path:
         assert ran.code == 1 and len(ran.err.strip().splitlines()) == 1
 
 
+# A row with the columns that the owner's page shows, for entries whose columns have names of their own.
+ROWS: dict[str, dict[str, Any]] = {
+    "cci3": {"id": "1", "content": "text", "meta_info": "{}"},
+    "wikipedia-cn-filtered": {"completion": "text", "source": "wikipedia.zh2307"},
+    "firefly-1.1m": {"kind": "NLI", "input": "question", "target": "answer"},
+    "dolly-15k": {"instruction": "do", "context": "given", "response": "done", "category": "open_qa"},
+    "orca-dpo-pairs": {"system": "be brief", "question": "why", "chosen": "so", "rejected": "no"},
+    "sms-spam": {"sms": "win a prize", "label": 1},
+    "sst2": {"idx": 0, "sentence": "a fine film", "label": 1},
+}
+
+
+def test_columns_lead_the_formats_to_the_right_fields() -> None:
+    from sproutlm.data.formats import resolve_format
+
+    with_columns = {entry.name: entry for entry in catalogue("data") if entry.columns}
+    assert with_columns.keys() == ROWS.keys()
+    for name, entry in with_columns.items():
+        assert entry.format is not None
+        record = resolve_format(entry.format, [ROWS[name]], entry.columns).parse(ROWS[name], entry.columns)
+        for column in entry.columns.values():
+            assert ROWS[name][column] in repr(record), (name, column, record)
+
+
 @pytest.mark.parametrize("what", ["data", "model"])
 @pytest.mark.parametrize(("page", "language"), [("docs/download.md", "en"), ("docs/download.zh.md", "zh")])
 def test_the_page_holds_the_catalogue_as_it_is(what: Kind, page: str, language: Any) -> None:

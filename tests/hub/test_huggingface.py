@@ -125,6 +125,39 @@ def test_another_source_does_not_mix_into_a_folder(tiny: FakeHub, sprout: SPROUT
     assert ran.code == 1 and "holds files of hf://datasets/acme/tiny" in ran.err
 
 
+def test_two_commands_do_not_write_into_one_folder(tiny: FakeHub, sprout: SPROUT) -> None:
+    import fcntl
+    import os
+
+    parts = Path("data/tiny/.download")
+    parts.mkdir(parents=True)
+    handle = os.open(parts, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    ran = sprout("data", "download", "hf://datasets/acme/tiny")
+    assert ran.code == 1 and "another download is writing here" in ran.err
+    os.close(handle)
+    assert sprout("data", "download", "hf://datasets/acme/tiny").code == 0
+
+
+def test_progress_says_how_much_how_fast_and_how_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sproutlm.hub.download import _Progress
+    from sproutlm.hub.listing import RemoteFile
+
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    (tmp_path / "half.part").write_bytes(b"x" * 1000)
+    said: list[str] = []
+    progress = _Progress(5000, 3, tmp_path, said.append)
+    clock[0] += 2
+    progress.finished(RemoteFile("a", 1500))
+    assert not said
+    clock[0] += 8
+    (tmp_path / "half.part").write_bytes(b"x" * 1500)
+    progress.tick()
+    # 2,000 bytes in ten seconds, 1,000 were there: 200 B/s, 2,000 left
+    assert said == ["3.0 kB of 5.0 kB, file 2 of 3, 200 B/s, 10 s left"]
+
+
 def test_a_dry_run_lists_and_writes_nothing(tiny: FakeHub, sprout: SPROUT, tmp_path: Path) -> None:
     ran = sprout("data", "download", "hf://datasets/acme/tiny/data/*.jsonl", "--dry-run")
     assert ran.code == 0 and "data/train.jsonl" in ran.out and "licence: mit" in ran.err

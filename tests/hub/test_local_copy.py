@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def test_a_cache_is_read_by_its_refs_and_checked_by_its_blobs(cache: Path, sprou
         assert ran.code == 0 and Path("old/data/train.jsonl").read_bytes() == b'{"text": "old"}\n', ran.err
     ran = sprout("data", "download", "hf://datasets/acme/tiny@v2", "--hub", "hub", "--out", "none")
     assert ran.code == 1 and "no revision 'v2'; it has main, v1" in ran.err
+
+
+def test_what_is_printed_afterwards_can_be_typed(cache: Path, sprout: SPROUT) -> None:
+    import yaml
+
+    from sproutlm.config.data import DataConfig
+
+    ran = sprout("data", "download", "hf://datasets/acme/tiny", "--hub", "hub")
+    (line,) = (line for line in ran.out.splitlines() if "sprout data inspect" in line)
+    inspected = sprout(*shlex.split(line[line.index("data inspect") :]))
+    assert inspected.code == 0 and "40" in inspected.out, inspected.err
+    recipe = yaml.safe_load(ran.out[ran.out.index("  data:") :])
+    assert DataConfig(**recipe["data"]).train[0].path == "data/tiny/data/train.jsonl"
 
 
 def test_a_damaged_local_copy_is_named(cache: Path, sprout: SPROUT) -> None:

@@ -7,7 +7,8 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ PARTS = ".download"
 WORKERS = 4
 # Room that is left on the disk, bytes.
 SPARE = 64 << 20
+# Bytes; comparing less takes no time that a person notices.
+SAID_FROM = 2 * 10**9
 
 Say = Callable[[str], None]
 
@@ -91,6 +94,9 @@ def download(store: Store, listing: Listing, selection: Selection, out: Path, sa
     ``out`` that no receipt knows and that differs is never overwritten: ``SproutError``.
     """
     receipt = _receipt(listing, selection, out)
+    there = sum(path.stat().st_size for path in (out / file.path for file in selection.files) if path.is_file())
+    if there > SAID_FROM:
+        say(f"comparing {size_text(there)} that are there with their checksums")
     report = Report(
         str(listing.address),
         out,
@@ -111,13 +117,14 @@ def download(store: Store, listing: Listing, selection: Selection, out: Path, sa
     _check_room(missing, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        receipt.complete = not missing
-        receipt.write(out)
-        if missing:
-            _Fetching(store, listing, receipt, report, out, say).run(missing)
-            receipt.complete = True
+        with _alone(out):
+            receipt.complete = not missing
             receipt.write(out)
-        shutil.rmtree(out / PARTS, ignore_errors=True)
+            if missing:
+                _Fetching(store, listing, receipt, report, out, say).run(missing)
+                receipt.complete = True
+                receipt.write(out)
+            shutil.rmtree(out / PARTS, ignore_errors=True)
     except PermissionError as error:
         raise SproutError(
             f"{error.filename or out}: no permission to write here; choose another folder with --out"
@@ -194,6 +201,27 @@ def _check_room(missing: Sequence[RemoteFile], out: Path) -> None:
             f"{out}: {size_text(needed - halves)} are needed and {size_text(free)} are free on this disk; take less with --sample "
             "or --max-files, or choose another disk with --out"
         )
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two commands that go on with the same half file would spoil it: the second one is refused."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    (out / PARTS).mkdir(exist_ok=True)
+    handle = os.open(out / PARTS, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise SproutError(
+            f"{out}: another download is writing here; wait for it, or choose another folder with --out"
+        ) from None
+    finally:
+        os.close(handle)
 
 
 class _Fetching:
@@ -280,7 +308,7 @@ def _to_disk(path: Path) -> None:
 
 
 class _Progress:
-    """A line every few seconds: bytes, rate, time left. Half files count."""
+    """A line every few seconds, fewer as hours pass: bytes, rate, time left. Half files count."""
 
     def __init__(self, total: int, files: int, parts: Path, say: Say, every: float = 5.0) -> None:
         self.total, self.files, self.parts, self.say, self.every = total, files, parts, say, every
@@ -295,7 +323,7 @@ class _Progress:
 
     def tick(self) -> None:
         now = time.monotonic()
-        if now - self.said < self.every:
+        if now - self.said < max(self.every, (now - self.began) / 60):
             return
         self.said = now
         have = min(self.finished_bytes + self._halves(), self.total or 1 << 62)

@@ -98,8 +98,13 @@ def _snapshot(folder: Path, address: Address) -> tuple[Path, str]:
 
 
 def _files(folder: Path) -> list[RemoteFile]:
+    def refuse(error: OSError) -> None:
+        raise SproutError(
+            f"{error.filename}: cannot be read ({error.strerror}); mend the local copy, or its permissions"
+        )
+
     files = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent, name)

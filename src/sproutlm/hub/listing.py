@@ -173,7 +173,7 @@ def _nothing(listing: Listing, patterns: Sequence[str], chosen: Selection) -> st
     if not chosen.left_out[NOT_ASKED]:
         return f"{listing.address}: nothing to take from {len(names)} files ({describe_left_out(chosen.left_out)})"
     some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"{listing.address}: none of {len(names)} files matches {' or '.join(patterns)}; there are {some}"
+    return f"{listing.address}: none of {len(names)} files matches {' or '.join(patterns)}; there are {some}; choose with --include"
 
 
 def _only_pickles(listing: Listing) -> str:
