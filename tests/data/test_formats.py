@@ -47,6 +47,7 @@ SCHEMAS = [
     ),
     ("messages", [{"role": r, "content": c} for r, c in HI], chat(*HI)),
     ("messages", {"messages": [{"role": r, "content": c} for r, c in HI]}, chat(*HI)),
+    ("messages", {"messages": [{"role": r, "content": c} for r, c in HI], "label": 0}, chat(*HI)),
     ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}, chat(*HI)),
     ("conversations", {"conversations": [{"role": r, "content": c} for r, c in HI], "tools": ""}, chat(*HI)),
     (

@@ -213,6 +213,14 @@ def test_thinking_at_the_beginning_of_an_answer_becomes_its_own_field():
     assert later.messages[1] == Message("assistant", "say <think>x</think>")
 
 
+def test_a_rated_answer_is_one_thing_however_its_prompt_stands():
+    """Apart, at the beginning of the completion, or as the messages before the last."""
+    asked, four, five = (Message("user", "2 + 2?"),), (Message("assistant", "4"),), (Message("assistant", "5"),)
+    good, bad = UnpairedPreference(asked, four, True), UnpairedPreference(asked, five, False)
+    assert read(FIXTURES / "unpaired_messages.jsonl")[0] == [good, bad, good, good]
+    assert read(FIXTURES / "unpaired_preference.jsonl")[0][:2] == [good, bad]
+
+
 def test_labels_stay_what_they_are_in_the_file():
     assert [r.label for r in read(FIXTURES / "labelled.jsonl")[0]] == ["spam", 0, "ham", 1]
     assert [r.label for r in read(FIXTURES / "labelled.csv")[0]] == ["1", "0"]
