@@ -26,7 +26,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "hub"
     put(root / "datasets--acme--tiny", COMMIT, {"README.md": b"---\nlicense: mit\n---\n", "data/train.jsonl": ROWS})
     put(root / "datasets--acme--tiny", OTHER, {"data/train.jsonl": b'{"text": "old"}\n'}, ref="v1")
-    weights = {"config.json": b"{}", "model.safetensors": b"w" * 300, "pytorch_model.bin": b"p", "modeling.py": b"x"}
+    weights = {
+        "config.json": b"{}",
+        "model.safetensors": b"w" * 300,
+        "pytorch_model.bin": b"p",
+        "modeling.py": b"x",
+        "consolidated.safetensors": b"w",
+    }
     put(root / "models--acme--Small", COMMIT, {**weights, "onnx/model.onnx": b"o", "flax_model.msgpack": b"f"})
     put(root / "models--acme--old", COMMIT, {"config.json": b"{}", "pytorch_model.bin": b"p"})
     return root
@@ -124,7 +130,7 @@ def test_a_model_comes_without_pickles_code_and_other_programs_weights(cache: Pa
     ran = sprout("download", "model", "hf://acme/Small", "--hub", "hub")
     assert ran.code == 0, ran.err
     assert {path.name for path in Path("models/small").iterdir()} == {RECEIPT, "config.json", "model.safetensors"}
-    for count in ("1 pickle", "1 program code", "2 weights for other programs"):
+    for count in ("1 pickle", "1 program code", "3 weights for other programs"):
         assert count in ran.err
     assert "sprout chat models/small" in ran.out and "init_from: models/small" in ran.out
 

@@ -131,8 +131,11 @@ def _reason(file: RemoteFile, address: Address, patterns: Sequence[str], exclude
         return NOT_ASKED
     if any(matches(file.path, pattern) for pattern in exclude):
         return EXCLUDED
-    if address.kind == "model" and not patterns and (suffix in OTHER_WEIGHTS or path.parts[0] in OTHER_FOLDERS):
-        return NOT_USED
+    if address.kind == "model" and not patterns:
+        # consolidated.safetensors holds the same weights once more, under the owner's own names.
+        again = path.name.startswith("consolidated") and suffix == ".safetensors"
+        if again or suffix in OTHER_WEIGHTS or path.parts[0] in OTHER_FOLDERS:
+            return NOT_USED
     return None
 
 
