@@ -75,6 +75,10 @@ FAULTS = {
     "assistant first": (
         [*CHATS, {"messages": [SYSTEM, ANSWER, USER, ANSWER]}], "assistant first", "warn", 13, "1 of 41",
     ),
+    "stray result": (
+        [*CHATS, {"messages": [USER, ANSWER, {"role": "tool", "content": "4"}, ANSWER]}],
+        "stray result", "warn", 13, "rows.jsonl:41",
+    ),
     "user last": ([*CHATS, chat(99, USER)], "user last", "warn", 13, "1 of 41"),
     "empty answer": (
         [*CHATS, chat(99, USER, {"role": "assistant", "content": " "})], "empty answer", "warn", 1, "1 of 41",

@@ -212,6 +212,8 @@ def conversation_faults(found: Examination, scan: Scan) -> None:
     faults = (
         ("repeated role", "have two turns of one role in a row", "join them, or put in the turn that is missing; training takes them only with role_order: any", 13),
         ("assistant first", "begin with the assistant, whose first words then answer nothing", "cut that turn; training takes them only with role_order: any", 13),
+        ("stray result", "have a tool's result without a call before it, or without an answer after it",
+         "put in the turn that is missing; training takes them only with role_order: any", 13),
         ("user last", "end with the user, whose last words train nothing", "cut that turn, or add the answer", 13),
         ("empty answer", "hold an empty answer, which trains the model to say nothing", "take these turns out", 1),
         ("nothing trained", "train nothing, by their train or weight fields; they are dropped",

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass, field
 
 from ..config.schema import SourceConfig
-from ..data.conversations import says_something
+from ..data.conversations import check_role_order, says_something
+from ..data.fields import RowError
 from ..data.records import Chat, Labelled, Message, Preference, Record, Text, UnpairedPreference, texts_of
 from ..data.sources import Counts, open_source, record_from
 
@@ -115,6 +116,11 @@ def look_at_turns(scan: Scan, messages: tuple[Message, ...], where: str) -> None
         scan.add("repeated role", where)
     if roles[0] == "assistant":
         scan.add("assistant first", where)
+    try:
+        check_role_order(messages)
+    except RowError as error:
+        if "tool" in error.reason:
+            scan.add("stray result", where)
     if roles[-1] == "user":
         scan.add("user last", where)
     if any(message.role == "assistant" and not says_something(message) for message in turns):
