@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
@@ -46,6 +47,7 @@ class FoundFiles:
     ignored: int = 0
 
 
+@lru_cache(maxsize=4096)  # asked for every row
 def kind_of(path: Path) -> Kind | None:
     """What a file holds, by its suffix (``.jsonl.gz`` is jsonl), or None when the suffix is unknown."""
     suffixes = [s.lower() for s in path.suffixes]

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DataError
 from ..fields import RowError, lookup
 from ..sources import Counts, Row, no_records
-from .rows import Input, leave_out, unchanged
+from .rows import Input, leave_out
 from .split import MOST_LABELS, label_of
 from .write import check_output, columns_for, writing
 
@@ -25,7 +25,7 @@ def balance(
 
     Labels are those of the rows, or the values of the field ``by``. Rows are left out at random; when more are needed
     than there are, each is repeated as often as the others, give or take one, copies one after another. The order is
-    the file's. Two passes; memory is two bytes a row.
+    the file's. Two passes; memory is three bytes a row.
     """
     check_output(out, [given.source.path], force)
     door = None if by is not None else given.door()
@@ -56,22 +56,21 @@ def balance(
     sizes = np.bincount(numbers, minlength=len(names))
     wanted = _wanted(to, sizes)
     times = _times(numbers, sizes, wanted, seed)
-    given.notes.clear()
-    counts, repeats = Counts(), 0
+    repeats = 0
     written: Counter[str] = Counter()
+    label_names = list(names)
     with writing([out], columns) as (output,):
-        for place, (row, label) in enumerate(labelled(counts, "balancing")):
-            n = int(times[place]) if place < len(times) else 0
+        for place, row in enumerate(given.again("balancing")):
+            n = int(times[place])
             for _ in range(n):
                 try:
                     output.write(row.value)
                 except RowError as error:
                     raise DataError(f"{row.where}: {error}") from None
-            written[label] += n
+            written[label_names[labels[place]]] += n
             repeats += max(n - 1, 0)
-        unchanged(first, counts, given.source.path)
-        leave_out(counts, int((times == 0).sum()), "left out to balance")
-        counts.check()
+        leave_out(first, int((times == 0).sum()), "left out to balance")
+        first.check()
     notes = given.said() + (columns.said() if columns else [])
     if repeats:
         notes.append(
@@ -85,7 +84,7 @@ def balance(
         "seed": seed,
         "labels": {name: {"before": int(sizes[i]), "after": written[name]} for name, i in names.items()},
         "repeats": repeats,
-        "counts": counts.as_dict(),
+        "counts": first.as_dict(),
         "notes": notes,
     }
 

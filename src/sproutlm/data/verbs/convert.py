@@ -37,7 +37,6 @@ def convert(given: Input, out: Path, to: str | None = None, force: bool = False)
         if not learned.records_out:
             raise no_records(given.source, learned.dropped, learned.examples)
         reshape.left_out.clear()
-        given.notes.clear()
     counts = Counts()
     with writing([out], columns) as (output,):
         for row, value in values(counts, "converting"):

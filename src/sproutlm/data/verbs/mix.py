@@ -1,6 +1,6 @@
 """Mix data sets by weight. Shares are of tokens, because tokens are what is trained on; without a tokenizer, of bytes.
 
-A first pass weighs every row (four bytes each are kept). Then each source's rows are chosen: whole passes, and for the
+A first pass weighs every row (five bytes each are kept). Then each source's rows are chosen: whole passes, and for the
 rest a random part by the seed. The second pass writes them, all sources advancing evenly, each in its own order.
 """
 
@@ -17,11 +17,13 @@ import numpy as np
 
 from ...errors import DataError
 from ..fields import RowError
-from ..sources import Counts, Row, no_records
+from ..sources import Counts, Row, no_records, to_record
 from .convert import schema_writer
-from .rows import Input, leave_out, unchanged
+from .rows import Input, changed, leave_out, unwrapped
 from .size import Weigh, bytes_of, token_counter
 from .write import check_output, columns_for, writing
+
+MISSING: Any = object()
 
 
 @dataclass
@@ -73,7 +75,7 @@ def mix(
     reader = _Reader(mixed, to, weigh)
     columns = columns_for(out)
     for part in mixed:
-        for value, size in reader.values(part, part.counts, weigh=True):
+        for value, size in reader.weighed(part):
             part.sizes.append(size)
             if columns is not None:
                 columns.see(value)
@@ -129,15 +131,21 @@ class _Reader:
         self.to_row = schema_writer(to) if to is not None else None
         self.schema = to or next(iter(found))
 
-    def values(self, part: Part, counts: Counts, weigh: bool = False) -> Iterator[tuple[Any, int]]:
-        """(value to write, its size or 0) of every usable row, in order."""
-        for row, record in part.given.records(counts, "weighing" if weigh else "mixing", self.doors[id(part)]):
+    def weighed(self, part: Part) -> Iterator[tuple[Any, int]]:
+        """(value to write, its size) of every usable row, in order; each is counted."""
+        for row, record in part.given.records(part.counts, "weighing", self.doors[id(part)]):
             try:
                 value = row.value if self.to_row is None else self.to_row(record)
             except RowError as error:
-                part.given.drop(row, error, counts)
+                part.given.drop(row, error, part.counts)
                 continue
-            yield value, self.weigh(Row(row.path, row.line, value), record) if weigh else 0
+            yield value, self.weigh(Row(row.path, row.line, value), record)
+
+    def once_more(self, part: Part) -> Iterator[Any]:
+        """The values of those rows again."""
+        door = self.doors[id(part)]
+        for row in part.given.again("mixing"):
+            yield row.value if self.to_row is None else self.to_row(to_record(unwrapped(row), door))
 
 
 # --- which rows ---------------------------------------------------------------------------------------------------------
@@ -211,14 +219,11 @@ def _interleaved(parts: Sequence[Part], reader: _Reader) -> Iterator[tuple[int, 
 def _taken(part: Part, reader: _Reader) -> Iterator[tuple[Any, int]]:
     """The rows of a source that are written, pass after pass."""
     for number in range(part.passes + bool(part.chosen.any())):
-        counts = Counts()
-        rows = reader.values(part, counts)
-        for place, (found, size) in enumerate(zip_longest(rows, part.sizes)):
-            if found is None or size is None:
-                break
+        for place, (value, size) in enumerate(zip_longest(reader.once_more(part), part.sizes, fillvalue=MISSING)):
+            if value is MISSING or size is MISSING:
+                raise DataError(changed(part.given.source.path))
             if number < part.passes or part.chosen[place]:
-                yield found[0], size
-        unchanged(part.counts, counts, part.given.source.path)
+                yield value, size
 
 
 def _report(

@@ -33,6 +33,7 @@ class Input:
     on_bad_row: str = "error"
     say: Say = print
     notes: dict[str, int] = field(default_factory=dict)  # what was changed in reading -> rows
+    usable: bytearray = field(default_factory=bytearray)  # of the last pass: 1 for each row that came out
 
     def rows(self, counts: Counts, what: str) -> Iterator[Row]:
         """Every row as it stands, with ``fill`` in place. A document of a .txt is ``{"text": ...}``.
@@ -40,14 +41,17 @@ class Input:
         A row is counted as come out; ``drop`` takes that back. Bad ones are dropped, or raise, as ``on_bad_row`` says.
         """
         fill, used = self.source.fill, set[str]()
+        self._begin()
         counts.filled.update(dict.fromkeys(fill, 0))
         for raw in Progress(self, what).watch(read_raw(self.source, counts)):
             counts.rows_in += 1
             try:
                 row = self._plain(raw)
             except RowError as error:
+                self.usable.append(0)
                 _drop_or_raise(raw, error, self.on_bad_row, counts)
                 continue
+            self.usable.append(1)
             counts.records_out += 1
             if fill:
                 row = Row(row.path, row.line, filled(row.value, fill, used))
@@ -62,19 +66,44 @@ class Input:
     def records(self, counts: Counts, what: str, door: Door) -> Iterator[tuple[Row, Record]]:
         """Every row with the record it makes, counted like ``rows``."""
         counts.note(door.note)
+        self._begin()
         for raw in Progress(self, what).watch(read_raw(self.source, counts)):
             counts.rows_in += 1
             try:
                 row = self._plain(raw)
-                record = to_record(parse_row(raw) if kind_of(raw.path) == "txt" else row, door, counts)
+                record = to_record(unwrapped(row), door, counts)
             except RowError as error:
+                self.usable.append(0)
                 _drop_or_raise(raw, error, self.on_bad_row, counts)
                 continue
+            self.usable.append(1)
             yield row, record
+
+    def again(self, what: str) -> Iterator[Row]:
+        """The rows that came out of the last pass once more, without counting, nor making records of them."""
+        before, notes = bytes(self.usable), dict(self.notes)
+        number = 0
+        for number, raw in enumerate(Progress(self, what).watch(read_raw(self.source)), 1):
+            if number > len(before):
+                break
+            if before[number - 1]:
+                try:
+                    row = self._plain(raw)
+                except RowError:
+                    raise DataError(changed(self.source.path)) from None
+                yield Row(row.path, row.line, filled(row.value, self.source.fill, set())) if self.source.fill else row
+        self.notes = notes
+        if number != len(before):
+            raise DataError(changed(self.source.path))
+
+    def _begin(self) -> None:
+        self.notes.clear()
+        self.usable = bytearray()
 
     def drop(self, row: Row, error: RowError, counts: Counts) -> None:
         """Count a row that turned out bad later on as dropped after all, or raise, as ``on_bad_row`` says."""
         counts.records_out -= 1
+        self.usable[-1] = 0
         _drop_or_raise(RawRow(row.path, row.line, None), error, self.on_bad_row, counts)
 
     def _plain(self, raw: RawRow) -> Row:
@@ -97,6 +126,11 @@ class Input:
     def said(self) -> list[str]:
         """What was changed in reading, one sentence each."""
         return [f"{note} ({rows:,} rows)" for note, rows in sorted(self.notes.items())]
+
+
+def unwrapped(row: Row) -> Row:
+    """A row as a format expects it: a document of a .txt is a string."""
+    return Row(row.path, row.line, row.value["text"]) if kind_of(row.path) == "txt" else row
 
 
 def _json_types(value: Any, noted: set[str]) -> Any:
@@ -202,4 +236,9 @@ def leave_out(counts: Counts, rows: int, reason: str) -> None:
 def unchanged(first: Counts, second: Counts, source: str) -> None:
     """Refuse when two passes over the same rows did not see the same."""
     if (first.rows_in, first.dropped) != (second.rows_in, second.dropped):
-        raise DataError(f"{source}: changed while it was read; run the same command again")
+        raise DataError(changed(source))
+
+
+def changed(source: str) -> str:
+    """The sentence for a file whose second reading differs from the first."""
+    return f"{source}: changed while it was read; run the same command again"

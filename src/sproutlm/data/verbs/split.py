@@ -20,7 +20,7 @@ from ...errors import DataError
 from ..fields import RowError, lookup
 from ..records import Labelled
 from ..sources import Counts, Door, Row, no_records
-from .rows import Input, content_of, hash64, json_key, unchanged
+from .rows import Input, content_of, hash64, json_key
 from .write import check_output, columns_for, writing
 
 MOST_LABELS = 10_000
@@ -48,7 +48,7 @@ def split(
 ) -> dict[str, Any]:
     """Write each row to one of ``outs``, by ``shares``. ``by`` names the field whose equal values stay together.
 
-    With ``stratify`` each label's rows are parted by the same shares, to a row. Two passes; memory is 8 bytes a row (10
+    With ``stratify`` each label's rows are parted by the same shares, to a row. Two passes; memory is 9 bytes a row (11
     with labels), and about 60 for a moment while the parts are decided.
     """
     exact = fractions(shares, len(outs))
@@ -69,19 +69,13 @@ def split(
     if not first.records_out:
         raise no_records(given.source, first.dropped, first.examples)
     parts, found = assign(learned, exact, outs)
-    given.notes.clear()
-    counts = Counts()
     with writing(outs, columns) as outputs:
-        for number, (row, _, _) in enumerate(rows.read(counts, "writing the parts", seed)):
-            if number >= len(parts):
-                break
+        for number, row in enumerate(given.again("writing the parts")):
             try:
                 outputs[parts[number]].write(row.value)
             except RowError as error:
-                given.drop(row, error, counts)
-        if counts.rows_in != first.rows_in:
-            unchanged(first, counts, given.source.path)
-        counts.check()
+                given.drop(row, error, first)
+        first.check()
         written = [output.rows for output in outputs]
     notes = [*given.said(), *rows.said(), *found.pop("notes"), *(columns.said() if columns else [])]
     return {
@@ -93,7 +87,7 @@ def split(
             for out, share, n in zip(outs, exact, written, strict=True)
         ],
         **found,
-        "counts": counts.as_dict(),
+        "counts": first.as_dict(),
         "notes": notes,
     }
 
