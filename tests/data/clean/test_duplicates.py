@@ -99,7 +99,7 @@ def test_groups_found_in_passes_are_the_same_groups():
     rng = np.random.default_rng(4)
     values = rng.integers(0, 1 << 64, 400, np.uint64)[rng.integers(0, 400, 1000)]
     values[:5] = 0
-    whole, parted = groups_of(values), groups_in_passes([values[:300], values[300:301], values[301:]], 100)
+    whole, parted = groups_of(values), groups_in_passes([values[:300], values[300:301], values[301:]], None, 100)
 
     def as_sets(groups):
         return {frozenset(groups.document[groups.group == one].tolist()) for one in np.unique(groups.group)}
