@@ -82,6 +82,17 @@ def test_the_printed_recipe_reads_the_rows_and_nothing_else(files: list[str], pa
     assert [name for name in files if matches(name, path.removeprefix("d/").replace("**/", ""))]
 
 
+def test_what_cannot_be_inspected_yet_is_only_validated_and_questions_stay_out() -> None:
+    from sproutlm.hub.catalogue import find
+
+    lines = "\n".join(next_steps("data", Path("d"), ["plain_text/train-0.parquet"], find("sms-spam", "data")))
+    assert "sprout data validate 'd/plain_text/train-*.parquet' --format labelled --columns text=sms" in lines
+    assert "inspect" not in lines and "columns: {text: sms}" in lines
+    assert next_steps("data", Path("d"), ["test.csv"], find("cmmlu", "data")) == [
+        "for evaluation: keep d out of what you train on"
+    ]
+
+
 def test_a_packed_file_is_to_be_unpacked_first() -> None:
     (line,) = next_steps("data", Path("data/x"), ["corpus.jsonl.tar.bz2"], None)
     assert "tar -xf data/x/corpus.jsonl.tar.bz2 -C data/x" in line

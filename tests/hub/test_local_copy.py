@@ -70,9 +70,10 @@ def test_what_is_printed_afterwards_can_be_typed(cache: Path, sprout: SPROUT) ->
     from sproutlm.config.data import DataConfig
 
     ran = sprout("data", "download", "hf://datasets/acme/tiny", "--hub", "hub")
-    (line,) = (line for line in ran.out.splitlines() if "sprout data inspect" in line)
-    inspected = sprout(*shlex.split(line[line.index("data inspect") :]))
-    assert inspected.code == 0 and "40" in inspected.out, inspected.err
+    for verb in ("data validate", "data inspect"):
+        (line,) = (line for line in ran.out.splitlines() if verb in line)
+        done = sprout(*shlex.split(line[line.index(verb) :]))
+        assert done.code == 0 and "40" in done.out, done.err
     recipe = yaml.safe_load(ran.out[ran.out.index("  data:") :])
     assert DataConfig(**recipe["data"]).train[0].path == "data/tiny/data/train.jsonl"
 

@@ -101,7 +101,7 @@ def fetch(
             raise CheckFailed(
                 f"{out}: {len(wrong)} of {right + len(wrong)} files are not as they came; fetch them again: the same command without --check"
             )
-        typer.echo(f"{out}: {right} files, all as they came")
+        typer.echo(f"{out}: {_files(right)}, all as they came")
         return
     wanted = include or (entry.files if entry is not None and not address.pattern else [])
     try:
@@ -170,7 +170,7 @@ def _say_plan(listing: Listing, selection: Selection, entry: Entry | None) -> No
     total = sum(file.size or 0 for file in selection.files)
     licence = listing.licence or (entry.licence if entry is not None else None) or "not stated: see its page"
     at = f" at {listing.revision[:12]}" if listing.revision else ""
-    say(f"{listing.address}{at}: {len(selection.files)} files, {_size(total)}; licence: {licence}")
+    say(f"{listing.address}{at}: {_files(len(selection.files))}, {_size(total)}; licence: {licence}")
     if entry is not None and entry.note:
         say(f"note: {entry.note}")
     if selection.left_out:
@@ -184,13 +184,17 @@ def _say_report(report: Any, entry: Entry | None, kind: Literal["data", "model"]
         state = "nothing to fetch: all were there, and their checksums are right"
     else:
         state = f"{len(report.fetched)} fetched, {len(report.kept)} were there, checksums right"
-    typer.echo(f"{report.out}: {len(report.files)} files, {_size(report.bytes)}; {state}")
+    typer.echo(f"{report.out}: {_files(len(report.files))}, {_size(report.bytes)}; {state}")
     if report.without_checksum:
         typer.echo(
-            f"{report.without_checksum} files have no checksum at their source; the one they came with is recorded and compared from now on"
+            f"{_files(report.without_checksum)} without a checksum at the source: what came is recorded, and compared from now on"
         )
     for line in next_steps(kind, report.out, report.files, entry):
         typer.echo(line)
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"
 
 
 def _size(size: int | None) -> str:

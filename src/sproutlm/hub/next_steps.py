@@ -38,13 +38,13 @@ def next_steps(what: Kind, out: Path, files: Sequence[str], entry: Entry | None)
     options = f" --format {entry.format}" if known and entry is not None else ""
     columns = entry.columns if entry is not None else {}
     options += "".join(f" --columns {field}={column}" for field, column in columns.items())
-    lines = [
-        f"look at it:   sprout data inspect {quote(path)}{options}",
-        "in a recipe:",
-        "  data:",
-        "    train:",
-        f"      - path: {path}",
-    ]
+    if entry is not None and entry.stage == "eval":
+        return [f"for evaluation: keep {out} out of what you train on"]
+    lines = [f"check it:     sprout data validate {quote(path)}{options}"]
+    if entry is None or entry.stage in ("pretrain", "sft"):
+        # inspect shows what is trained, which pairs and labels are not in these two stages.
+        lines.append(f"look at it:   sprout data inspect {quote(path)}{options}")
+    lines += ["in a recipe:", "  data:", "    train:", f"      - path: {path}"]
     if known and entry is not None:
         lines.append(f"        format: {entry.format}")
     if columns:
