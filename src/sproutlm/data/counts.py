@@ -133,14 +133,11 @@ def special_things(record: Record) -> list[str]:
     """What a record has that a person may want to know of: tools, tool calls, thinking, train."""
     if not isinstance(record, Chat | Preference | UnpairedPreference):
         return []
-    turns = [turn for part in messages_of(record) for turn in part]
-    return [
-        name
-        for name, there in (
-            ("tools", bool(record.tools)),
-            ("tool calls", any(turn.tool_calls for turn in turns)),
-            ("thinking", any(turn.reasoning_content for turn in turns)),
-            ("train or weight", any(turn.train is not None for turn in turns)),
-        )
-        if there
-    ]
+    calls = thinking = train = False
+    for part in messages_of(record):
+        for turn in part:
+            calls |= bool(turn.tool_calls)
+            thinking |= bool(turn.reasoning_content)
+            train |= turn.train is not None
+    there = (("tools", bool(record.tools)), ("tool calls", calls), ("thinking", thinking), ("train or weight", train))
+    return [name for name, found in there if found]
