@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import random
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import datatrove.pipeline.dedup.minhash as minhash
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
@@ -59,6 +62,25 @@ def datatrove(texts: list[str], language: str) -> int:
         return removed.stat().st_size // 4 if removed.exists() else 0
 
 
+class PlainSplitter:
+    """Characters or space-parted words: what datatrove would cost if its word splitter cost nothing."""
+
+    def __init__(self, language: str) -> None:
+        self.by_character = language == "zh"
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return [one for one in text if not one.isspace()] if self.by_character else text.split()
+
+
+def datatrove_plain_split(texts: list[str], language: str) -> int:
+    real = minhash.load_word_tokenizer
+    minhash.load_word_tokenizer = PlainSplitter
+    try:
+        return datatrove(texts, language)
+    finally:
+        minhash.load_word_tokenizer = real
+
+
 def timed(side: Callable[[list[str], str], int], texts: list[str], language: str) -> tuple[float, int]:
     start = time.process_time()
     found = side(texts, language)
@@ -66,7 +88,7 @@ def timed(side: Callable[[list[str], str], int], texts: list[str], language: str
 
 
 def speed(texts: list[str], language: str, rounds: int) -> dict[str, Any]:
-    sides = {"ours": ours, "datatrove": datatrove}
+    sides = {"ours": ours, "datatrove": datatrove, "datatrove_plain_split": datatrove_plain_split}
     for side in sides.values():
         side(texts[:200], language)  # dictionaries and tables are loaded
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -82,6 +104,7 @@ def speed(texts: list[str], language: str, rounds: int) -> dict[str, Any]:
         "characters": sum(map(len, texts)),
         "documents_per_second_per_core": {name: round(rate) for name, rate in rates.items()},
         "ratio": round(rates["ours"] / rates["datatrove"], 2),
+        "ratio_without_its_word_splitter": round(rates["ours"] / rates["datatrove_plain_split"], 2),
         "seconds": {name: [round(one, 3) for one in taken] for name, taken in seconds.items()},
         "duplicates_found": found,
     }
@@ -114,6 +137,68 @@ def recall(texts: list[str], copies: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def whole_runs(texts: list[str], copies: int) -> dict[str, Any]:
+    """The command itself over the documents and their copies: 1 and 8 tasks, and killed twice; the same bytes?"""
+    rng = random.Random(2)
+    filler = [chr(code) for code in range(0x4E00, 0x9FA5)]
+    long = [text for text in dict.fromkeys(texts) if len(text) >= 60]
+    exact = rng.choices(texts, k=copies)
+    close = [near(text, 0.9, rng, filler) for text in rng.choices(long, k=copies)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in [*texts, *exact, *close])
+        (folder / "corpus.jsonl").write_text("".join(rows), encoding="utf-8")
+        (folder / "clean.yaml").write_text(
+            "name: c\nclean: {sources: corpus.jsonl, out: out, block_mb: 1, exact: {}, minhash: {}, language: {keep: [zh, en], min_score: 0}}\n"
+        )
+        runs: dict[str, Any] = {"documents": len(texts) + 2 * copies}
+        digests = {}
+        for tasks, workers in ((1, 1), (8, 2)):
+            out = folder / f"tasks-{tasks}"
+            start = time.perf_counter()
+            _command(folder, out, tasks, workers).wait()
+            runs[f"seconds_{tasks}_tasks_{workers}_workers"] = round(time.perf_counter() - start, 1)
+            digests[out.name] = digest(out)
+        out = folder / "killed"
+        runs["killed_at"] = [_kill(folder, out, stage, units) for stage, units in (("judge", 3), ("write", 5))]
+        _command(folder, out, 8, 2).wait()
+        digests["killed"] = digest(out)
+        report = json.loads((folder / "tasks-1" / "report.json").read_text())
+        runs["same_bytes"] = len(set(digests.values())) == 1
+        runs["sha256"] = digests
+        runs["reasons"] = {row["step"]: row["reasons"] for row in report["funnel"]}
+    return runs
+
+
+def _command(folder: Path, out: Path, tasks: int, workers: int) -> subprocess.Popen[bytes]:
+    settings = [f"clean.out={out}", f"clean.executor.tasks={tasks}", f"clean.executor.workers={workers}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "sproutlm", "data", "clean", str(folder / "clean.yaml"), *settings]
+    return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload]
+
+
+def _kill(folder: Path, out: Path, stage: str, units: int) -> str:
+    """Kill a run, its processes included, once so many units of a stage are done."""
+    process = _command(folder, out, 8, 2)
+    notes = out / "work" / "notes" / stage
+    while process.poll() is None and len(list(notes.glob("*.json"))) < units:
+        time.sleep(0.005)
+    done = len(list(notes.glob("*.json")))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was finished before it could be killed"
+    return f"{stage}: {done} units done"
+
+
+def digest(out: Path) -> str:
+    """sha256 over the names and bytes of all that a person gets."""
+    total = hashlib.sha256()
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and "work" not in path.relative_to(out).parts and path.name != ".lock":
+            total.update(str(path.relative_to(out)).encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def documents(paths: list[str], limit: int) -> dict[str, list[str]]:
@@ -160,6 +245,8 @@ def main() -> None:
     result["recall"] = {"of": name, "documents": len(texts), "levels": recall(texts, arguments.copies)}
     for row in result["recall"]["levels"]:
         print(json.dumps(row))
+    result["whole_runs"] = whole_runs(texts, arguments.copies)
+    print(json.dumps(result["whole_runs"], ensure_ascii=False))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

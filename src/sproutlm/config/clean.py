@@ -93,7 +93,7 @@ class QualityStep(Strict):
     """Gopher, C4 and FineWeb, by words or by characters: each document is judged by what it is written in."""
 
     rules: list[Rule] = Field(
-        default_factory=lambda: ["gopher_quality", "gopher_repetition", "c4", "fineweb"],
+        default=["gopher_quality", "gopher_repetition", "c4", "fineweb"],
         min_length=1,
         description="Which rules, in this order.",
     )

@@ -44,21 +44,27 @@ def _equal_neighbours(values: np.ndarray) -> np.ndarray:
     return values[1:] == values[:-1]
 
 
-def groups_in_passes(parts: list[np.ndarray], keys_per_pass: int = KEYS_PER_PASS) -> Groups:
+def groups_in_passes(
+    parts: list[np.ndarray], second: list[np.ndarray] | None = None, keys_per_pass: int = KEYS_PER_PASS
+) -> Groups:
     """``groups_of`` over keys that lie in many (memory-mapped) parts, by ranges of keys, so that memory is bounded."""
     total = sum(len(part) for part in parts)
     passes = max(1, -(-total // keys_per_pass))
     bounds = [(1 << 64) * number // passes for number in range(passes + 1)]
-    documents, groups, count = [], [], 0
+    documents, groups, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for low, high in zip(bounds, bounds[1:], strict=False):
-        index, keys, offset = [], [], 0
-        for part in parts:
+        index, keys, others, offset = [], [], [], 0
+        for number, part in enumerate(parts):
             inside = np.flatnonzero((part >= np.uint64(max(low, 1))) & (part <= np.uint64(high - 1)))
             index.append(inside + offset)
             keys.append(part[inside])
+            if second is not None:
+                others.append(second[number][inside])
             offset += len(part)
-        found = groups_of(np.concatenate(keys) if keys else np.zeros(0, np.uint64))
-        documents.append((np.concatenate(index) if index else np.zeros(0, np.int64))[found.document])
+        if not parts:
+            continue
+        found = groups_of(np.concatenate(keys), np.concatenate(others) if others else None)
+        documents.append(np.concatenate(index)[found.document])
         groups.append(found.group + count)
         count += int(found.group[-1]) + 1 if len(found.group) else 0
     return Groups(np.concatenate(documents), np.concatenate(groups))

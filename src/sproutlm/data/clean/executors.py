@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
 from ...config.clean import ExecutorConfig
@@ -25,12 +26,19 @@ class QuietLocalExecutor(LocalPipelineExecutor):
     """datatrove's local executor with its log in files alone: a person sees our progress instead."""
 
     def _launch_run_for_rank(self, *arguments: Any, **named: Any) -> Any:
+        _end_with_parent()
         with contextlib.redirect_stderr(_NOWHERE):
             return super()._launch_run_for_rank(*arguments, **named)
 
     def run(self) -> Any:
         with contextlib.redirect_stderr(_NOWHERE):
             _log_nowhere()
+            if self.workers == 1:  # one task after another needs neither a pool nor its manager
+                for rank in range(self.tasks):
+                    self._run_for_rank(rank)
+                return None
+            # Imports are made once, in the server that workers are forked from, and not by each worker of each stage.
+            multiprocess.set_forkserver_preload(["__main__", __name__])
             _RUNNING.set()
             try:
                 return super().run()
@@ -38,14 +46,14 @@ class QuietLocalExecutor(LocalPipelineExecutor):
                 _RUNNING.clear()
 
 
-def _die_with_parent() -> None:
-    """In a child made by fork: end when the parent is killed. datatrove's manager process would stay for ever."""
-    if _RUNNING.is_set():
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG, of Linux
+def _end_with_parent() -> None:
+    """In a child process: end when the parent is killed, which else leaves workers at work and their manager for ever."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG, of Linux
 
 
-os.register_at_fork(after_in_child=_die_with_parent)
+# The manager is forked deep inside datatrove.
+os.register_at_fork(after_in_child=lambda: _end_with_parent() if _RUNNING.is_set() else None)
 
 
 def _log_nowhere() -> None:

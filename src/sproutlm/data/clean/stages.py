@@ -12,6 +12,7 @@ import gzip
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ...config.clean import CleanConfig
 from ..readers import read_file
 from ..records import Text
 from ..sources import Counts, Door, field_columns, record_from
-from .duplicates import Groups, choose, groups_in_passes, groups_of
+from .duplicates import Groups, choose, groups_in_passes
 from .minhash import band_keys
 from .steps import Doc, Step, make_steps
 from .work import Work, read_json, read_rows, write_array, write_bytes, write_json, write_rows
@@ -88,7 +89,8 @@ class Read(Stage):
         return [f"{number:05d}" for number in range(len(self.plan.units))]
 
     def do(self, unit: str) -> dict[str, Any]:
-        counts, blocks, total = Counts(), [], Size()
+        counts, total = Counts(), Size()
+        blocks: list[str] = []
         for block in _blocks(self._documents(int(unit), counts), self.plan.config.block_mb * 1e6):
             name = f"{unit}-{len(blocks):05d}"
             write_rows(self.work.block(name), block, level=1)
@@ -158,6 +160,7 @@ class Judge(Stage):
         self._tokenizer: Any = None
 
     def do(self, unit: str) -> dict[str, Any]:
+        import orjson
         import xxhash
 
         if self._steps is None:
@@ -173,9 +176,11 @@ class Judge(Stage):
         texts = [doc.text for doc in docs]
         digests = [xxhash.xxh3_128_digest(" ".join(text.split())) for text in texts]
         keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64).reshape(-1, 2).T
+        keys = np.maximum(keys, np.uint64(1))  # 0 stands for no key
         if self.plan.config.minhash is not None:
             keys = np.concatenate([keys, band_keys(texts, self.plan.config.minhash)])
         write_rows(self.work.filtered(unit), ({"id": doc.id, "text": doc.text} for doc in docs), level=1)
+        write_bytes(self.work.ids(unit), gzip.compress(orjson.dumps([doc.id for doc in docs]), 1, mtime=0))
         write_array(self.work.keys(unit), np.ascontiguousarray(keys))
         rejects.write(self.work, unit)
         return {"funnel": funnel, "left": len(docs)}
@@ -224,8 +229,7 @@ class Match(Stage):
     def do(self, unit: str) -> dict[str, Any]:
         parts = [np.load(self.work.keys(name), mmap_mode="r") for name in super().units()]
         if unit == "000":
-            columns = [np.concatenate([part[row] for part in parts] or [np.zeros(0, np.uint64)]) for row in (0, 1)]
-            groups = groups_of(np.maximum(columns[0], np.uint64(1)), columns[1])
+            groups = groups_in_passes([part[0] for part in parts], [part[1] for part in parts])
         else:
             groups = groups_in_passes([part[int(unit) + 1] for part in parts])
         write_array(self.work.groups(int(unit)), np.stack([groups.document, groups.group]))
@@ -258,7 +262,7 @@ class Choose(Stage):
 
         for name in blocks:
             rows = sorted(removed.get(name, []), key=lambda row: row[0])
-            write_bytes(self.work.folder / "removed" / f"{name}.json.gz", gzip.compress(orjson.dumps(rows), 1, mtime=0))
+            write_bytes(self.work.removed(name), gzip.compress(orjson.dumps(rows), 1, mtime=0))
         return {"exact": len(exact), "minhash": len(near)}
 
     def _groups(self, number: int) -> Groups:
@@ -267,14 +271,15 @@ class Choose(Stage):
 
     def _ids(self, blocks: Sequence[str], starts: np.ndarray, wanted: np.ndarray) -> dict[int, str]:
         """The ids of documents, given by their number in the corpus; only blocks that hold one are read."""
+        import orjson
+
         found: dict[int, str] = {}
         bounds = np.searchsorted(wanted, starts)
         for number, name in enumerate(blocks):
             inside = set(wanted[bounds[number] : bounds[number + 1]].tolist())
             if inside:
-                for index, row in enumerate(read_rows(self.work.filtered(name)), int(starts[number])):
-                    if index in inside:
-                        found[index] = row["id"]
+                ids = orjson.loads(gzip.decompress(self.work.ids(name).read_bytes()))
+                found |= {index: ids[index - int(starts[number])] for index in inside}
         return found
 
 
@@ -287,7 +292,7 @@ class Write(Stage):
         import orjson
 
         config = self.plan.config
-        with gzip.open(self.work.folder / "removed" / f"{unit}.json.gz") as file:
+        with gzip.open(self.work.removed(unit)) as file:
             removed = {index: (reason, like) for index, reason, like in orjson.loads(file.read())}
         left, rejects, reasons = [], Rejects(), Counter[str]()
         after: dict[str, list[str]] = {"exact": [], "minhash": []}  # texts that passed each of the two
@@ -318,8 +323,12 @@ _REASONS = {"exact": "exact_duplicate", "minhash": "near_duplicate"}
 
 
 def load_tokenizer(config: CleanConfig) -> Any:
-    if config.tokenizer is None:
-        return None
+    """The tokenizer that counts, or None."""
+    return None if config.tokenizer is None else _tokenizer(config.tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Any:
     from ...tokenizer import Tokenizer
 
-    return Tokenizer.load(config.tokenizer)
+    return Tokenizer.load(folder)

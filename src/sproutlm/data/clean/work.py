@@ -31,13 +31,9 @@ class Work:
     def plan(self) -> Path:
         return self.folder / "plan.json"
 
-    @property
-    def index(self) -> Path:
-        return self.folder / "evaluation_index.npz"
-
-    @property
-    def removed(self) -> Path:
-        return self.folder / "removed.json.gz"
+    def removed(self, name: str) -> Path:
+        """[place in the filtered block, exact or minhash, id of the kept document] of each that goes."""
+        return self.folder / "removed" / f"{name}.json.gz"
 
     @property
     def report(self) -> Path:
@@ -52,6 +48,14 @@ class Work:
     def keys(self, name: str) -> Path:
         """(2 + bands, documents) uint64: a 128-bit hash for exact duplicates, then a key per band."""
         return self.folder / "keys" / f"{name}.npy"
+
+    def ids(self, name: str) -> Path:
+        """The document ids of a filtered block, a JSON list."""
+        return self.folder / "keys" / f"{name}.ids.json.gz"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "evaluation_index.npz"
 
     def groups(self, number: int) -> Path:
         return self.folder / "groups" / f"{number:03d}.npy"
