@@ -68,6 +68,11 @@ def test_a_mixed_file_is_read_row_by_row_and_counted_by_schema():
     assert any("rows by schema: " in line for line in counts.lines())
 
 
+def test_a_file_without_a_schema_of_most_rows_is_told_to_be_mixed():
+    said = refusal(FIXTURES / "mixed.jsonl")
+    assert "the first 5 rows have several schemas (instruction 1, " in said and "set format: mixed" in said
+
+
 def test_a_row_of_no_known_schema_in_a_mixed_file_is_a_bad_row(jsonl):
     path = jsonl([*TEXTS, {"note": "x"}, 7])
     assert "5: the row has no known schema (it has the keys note)" in refusal(path, format="mixed")

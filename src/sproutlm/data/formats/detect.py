@@ -67,6 +67,13 @@ def detect(rows: Sequence[Any], columns: dict[str, str]) -> Detected:
         nameless = _labelled_without_header(rows)
         if nameless:
             return nameless
+    if len(families) > 1:
+        seen = Counter(f.name for f in found if f is not None)
+        listed = ", ".join(f"{name} {count}" for name, count in seen.most_common())
+        raise DataError(
+            f"the first {len(rows)} rows have several schemas ({listed}) and none has most of them; set format: mixed to "
+            "read each row as what it is, or name one of them to read only its rows"
+        )
     raise DataError(_undecided(rows))
 
 
