@@ -62,6 +62,13 @@ def test_a_label_with_too_few_rows_is_trained_on_and_said(write, read, given, tm
     assert any("label 'once' has 1 rows, too few for every part" in note for note in report["notes"])
 
 
+def test_training_gets_a_lonely_label_even_where_the_test_part_needs_rows_more(write, read, given, tmp_path):
+    rows = [{"text": "lonely", "label": "once"}]
+    rows += [{"text": f"{label} {i}", "label": f"of four {label}"} for label in range(10) for i in range(4)]
+    parts, _ = parts_of(write(rows), tmp_path, read, given, (0.8, 0.2), stratify=True)
+    assert {"text": "lonely", "label": "once"} in parts[0] and [len(part) for part in parts] == [33, 8]
+
+
 def test_equal_texts_are_in_one_part_whatever_their_case_and_blanks(write, read, given, tmp_path):
     """The leak that makes a test score a memory test."""
     rows = []
