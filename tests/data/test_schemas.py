@@ -247,6 +247,28 @@ def test_two_columns_that_could_be_anything_are_not_guessed_at(tmp_path, cells):
         read(tmp_path / "a.tsv")
 
 
+def test_two_named_columns_that_look_labelled_are_not_guessed_at_but_proposed(tmp_path):
+    """`source, text` of a corpus looks just so."""
+    rows = "".join(f"this is message number {i},{'ham' if i % 2 else 'spam'}\n" for i in range(6))
+    (tmp_path / "a.csv").write_text("v1,v2\n" + rows)
+    with pytest.raises(DataError, match=r"for example format: labelled, columns: \{label: v2, text: v1\}"):
+        read(tmp_path / "a.csv")
+    assert read(tmp_path / "a.csv", columns={"label": "v2", "text": "v1"})[0][0].label == "spam"
+
+
+def test_nulls_that_a_table_fills_in_are_no_part_of_a_tool(tmp_path):
+    """In parquet every object of a list has the keys of all the others."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    called = [*messages[:1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{}"}]}]
+    offered = [{"name": "f", "description": "d"}, {"name": "g"}]
+    rows = [{"messages": messages, "tools": offered}, {"messages": called, "tools": None}]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    first, second = read(tmp_path / "a.parquet")[0]
+    assert [tool["function"] for tool in first.tools] == offered
+    assert second == Chat((Message("user", "a"), Message("assistant", "", tool_calls=(ToolCall("f", {}),))))
+
+
 # --- what a schema cannot hold ------------------------------------------------------------------------------------------
 
 HI, HELLO = Message("user", "Hi"), Message("assistant", "Hello.")

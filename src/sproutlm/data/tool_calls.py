@@ -40,11 +40,13 @@ def tools_of(value: Any, what: str = "tools") -> Tools:
 def _tool(item: Any, here: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise RowError(f"{here} is {a_kind(item)}, not an object", reason="tool is not an object")
+    item = _without_null(item)
     wrapped = item.get("function")
     if isinstance(wrapped, dict):
         if item.get("type") not in (None, "function"):
             raise RowError(f"{here} has the type {item['type']!r}; only function is read", reason="tool of other type")
-        tool, body = {**item, "type": "function"}, wrapped
+        body = _without_null(wrapped)
+        tool = {**item, "type": "function", "function": body}
     else:
         tool, body = {"type": "function", "function": item}, item
     if not isinstance(body.get("name"), str) or not body["name"]:
@@ -52,6 +54,11 @@ def _tool(item: Any, here: str) -> dict[str, Any]:
         raise RowError(f"{here} has no name; it has {has}, and needs name, description, parameters", "tool has no name")
     _encodable(tool, here)
     return tool
+
+
+def _without_null(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that a table with a column for each of them filled with null."""
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def calls_of(value: Any, here: str) -> tuple[ToolCall, ...]:

@@ -108,11 +108,25 @@ _NAMELESS = re.compile(r"column_\d+")
 
 
 def _labelled_without_header(rows: Sequence[Any]) -> Detected | None:
-    """Two columns without names: one holds few short values over and over, the other free text. None where unclear."""
+    """A table of two columns without names that are a label and a text. None where that is unclear."""
+    columns = _label_and_text(rows)
+    if columns is None or not all(_NAMELESS.fullmatch(name) for name in rows[0]):
+        return None
+    label, text = columns["label"], columns["text"]
+    seen = ", ".join(sorted({str(row[label]) for row in rows})[:5])
+    note = (
+        f"the table has no header: {label} was taken for the label (first values: {seen}) and {text} for the text; "
+        f"if that is wrong, say so with format: and columns: {{label: {text}, text: {label}}}"
+    )
+    return Detected(next(f for f in FORMATS if f.name == "labelled"), columns, note)
+
+
+def _label_and_text(rows: Sequence[Any]) -> dict[str, str] | None:
+    """Of two columns, one that holds few short values over and over, and one that holds free text; None where unclear."""
     if len(rows) < LEAST_ROWS or not all(isinstance(row, dict) and len(row) == 2 for row in rows):
         return None
     names = list(rows[0])
-    if not all(_NAMELESS.fullmatch(name) for name in names) or any(list(row) != names for row in rows):
+    if any(list(row) != names or not all(isinstance(cell, str | int) for cell in row.values()) for row in rows):
         return None
     values = {name: [str(row[name]) for row in rows] for name in names}
     labels = [name for name in names if _are_labels(values[name])]
@@ -121,14 +135,7 @@ def _labelled_without_header(rows: Sequence[Any]) -> Detected | None:
     label, text = labels[0], names[labels[0] == names[0]]
     if len(set(values[text])) <= len(rows) // 2 or _mean_length(values[text]) <= _mean_length(values[label]):
         return None
-    seen = ", ".join(sorted(set(values[label]))[:5])
-    chosen = next(f for f in FORMATS if f.name == "labelled")
-    columns = {"label": label, "text": text}
-    note = (
-        f"the table has no header: {label} was taken for the label (first values: {seen}) and {text} for the text; "
-        f"if that is wrong, say so with format: and columns: {{label: {text}, text: {label}}}"
-    )
-    return Detected(chosen, columns, note)
+    return {"label": label, "text": text}
 
 
 def _are_labels(values: Sequence[str]) -> bool:
@@ -167,7 +174,10 @@ def _undecided(rows: Sequence[Any]) -> str:
     found = [(names[0], *_nearest_key(names, keys)) for names in nearest.needs]
     columns = {field: key if likeness > 0.5 else "COLUMN" for field, likeness, key in found}
     example = f"format: {nearest.name}, columns: {{{', '.join(f'{field}: {key}' for field, key in columns.items())}}}"
-    if set(columns.values()) == {"COLUMN"}:
+    labelled = _label_and_text(rows)
+    if labelled:
+        example = f"format: labelled, columns: {{label: {labelled['label']}, text: {labelled['text']}}}"
+    elif set(columns.values()) == {"COLUMN"}:
         example = "format: text, columns: {text: COLUMN}"
     return (
         f"cannot tell the format of rows with the columns {', '.join(keys)}. Name it and its columns, for example "
