@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from template_conversations import ATTACKS, EVERY, USUAL, A
 
 from sproutlm.data.records import Message
 from sproutlm.errors import SproutError
 from sproutlm.tokenizer import ChatTemplate, Rendered, Tokenizer
 from sproutlm.tokenizer.library import load_template, template_names, with_default_system
-
-from template_conversations import ATTACKS, EVERY, USUAL, A
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -19,7 +19,7 @@ from ..errors import SproutError
 
 # What a template may use up on one conversation. Real ones take a few passes a message; a template of a stranger's
 # folder may be built to never end.
-MOST_PASSES = 1_000_000  # through the bodies of its loops, all together
+MOST_PASSES = 300_000  # through the bodies of its loops, all together
 MOST_CHARACTERS = 200_000_000
 _LONGEST_REPEAT = 1_000_000  # of a text or list by ``*``
 
@@ -30,11 +30,16 @@ class _Limits(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["*", "**"])
     passes = 0
 
-    def count_pass(self) -> str:
-        self.passes += 1
-        if self.passes > MOST_PASSES:
-            raise _TooMuch(f"its loops run more than {MOST_PASSES:,} times")
-        return ""
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items of a loop, each counted. Every loop's items go through here (``_count_loops``)."""
+        for item in items:
+            self.passes += 1
+            if self.passes > MOST_PASSES:
+                raise _TooMuch(f"its loops run more than {MOST_PASSES:,} times")
+            yield item
+
+    def count(self) -> str:
+        return "".join(self.counted([""]))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
@@ -50,18 +55,14 @@ class _TooMuch(jinja2.TemplateError):
     pass
 
 
-class _Counted(Extension):
-    """Counts every pass through the body of a loop."""
-
-    def counted(self, tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
-        for loop in tree.find_all(jinja2.nodes.For):
-            tick = jinja2.nodes.ExprStmt(self.call_method("_pass"), lineno=loop.lineno)
-            loop.body.insert(0, tick)
-        return tree
-
-    def _pass(self) -> str:
-        assert isinstance(self.environment, _Limits)
-        return self.environment.count_pass()
+def _count_loops(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """The template with its loops counted. A recursive loop gets its items from itself, so its body counts."""
+    for loop in tree.find_all(jinja2.nodes.For):
+        loop.iter = jinja2.nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
+        if loop.recursive:
+            call = jinja2.nodes.Call(jinja2.nodes.Name("_count", "load"), [], [], None, None, lineno=loop.lineno)
+            loop.body.insert(0, jinja2.nodes.ExprStmt(call, lineno=loop.lineno))
+    return tree
 
 
 class _Generation(Extension):
@@ -91,13 +92,14 @@ class CompiledTemplate:
     """A template ready to render. Threads may share one: it renders one conversation at a time."""
 
     def __init__(self, source: str) -> None:
-        environment = _Limits(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, _Counted, loopcontrols])
+        environment = _Limits(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         environment.filters["tojson"] = self._to_json
+        environment.filters["_counted"] = environment.counted
+        environment.globals["_count"] = environment.count
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
         self._environment = environment
         self._generation = next(e for e in environment.extensions.values() if isinstance(e, _Generation))
-        counted = next(e for e in environment.extensions.values() if isinstance(e, _Counted))
         self._lock = threading.Lock()  # the extensions hold the marks and counts of the conversation being rendered
         try:
             tree = environment.parse(source)
@@ -107,7 +109,7 @@ class CompiledTemplate:
                 for call in tree.find_all(jinja2.nodes.CallBlock)
                 if isinstance(call.call, jinja2.nodes.Call)
             )
-            code = environment.compile(counted.counted(tree), filename="<chat template>")
+            code = environment.compile(_count_loops(tree), filename="<chat template>")
             self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         except jinja2.TemplateSyntaxError as error:
             raise SproutError(

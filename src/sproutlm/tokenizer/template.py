@@ -157,12 +157,9 @@ class ChatTemplate:
         self._require_source()
         offered = plain_tools(tools)
         marks = choose_marks([plain, offered, variables], self.source)
-        given = {
-            "documents": None,
-            **marks.shield(variables, self._control_names),
-            **self._named,
-            "tools": marks.shield(offered, self._control_names),
-        }
+        given = {"documents": None, **self._named, "tools": offered}
+        if variables or offered:
+            given = marks.shield({**given, **variables, "tools": offered}, self._control_names) | self._named
         marked = marks.mark(plain, self._control_names)
 
         def raw(upto: int, prompt: bool) -> str:
