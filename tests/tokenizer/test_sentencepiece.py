@@ -113,10 +113,11 @@ def test_extra_blanks_are_removed_as_the_model_says() -> None:
     assert not ours.byte_exact
 
 
-def test_user_defined_pieces_are_text_unless_they_are_marks() -> None:
-    proto = sentencepiece_model(add_dummy_prefix=False, user_defined_symbols="\n\n,hello,▁▁,<turn>")
+@pytest.mark.parametrize("kind", KINDS)
+def test_user_defined_pieces_are_text_unless_they_are_marks(kind: str) -> None:
+    proto = sentencepiece_model(kind, add_dummy_prefix=False, user_defined_symbols="\n\n,hello,▁▁,<turn>")
     theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=proto), from_sentencepiece(proto)
-    for text in ("a\n\nb", "hello worlds\n\n\n", "  hello   world", "a   b"):
+    for text in ("a\n\nb", "hello worlds\n\n\n", "  hello   world", "a   b", "tohello"):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == text
     assert "<turn>" in ours.control_tokens

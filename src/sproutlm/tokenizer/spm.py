@@ -122,10 +122,12 @@ def _bpe(pieces: list[tuple[str, float, int]], model: SentencePieceModel) -> Dat
 
 def _unigram(pieces: list[tuple[str, float, int]], model: SentencePieceModel) -> Data:
     normal = [score for _, score, kind in pieces if kind == NORMAL] or [0.0]
-    best, least = max(normal), min(normal)  # sentencepiece and tokenizers both rank unknown letters 10 below the least
+    # As in sentencepiece's own code: its best score begins at 0, and trained ones, being log-probabilities, lie below.
+    best = max(0.0, *normal)
+    least = min(normal)  # both libraries rank unknown letters 10 below the least score
 
     def score_of(text: str, score: float, kind: int) -> float:
-        if kind == USER_DEFINED:  # sentencepiece's own bonus, by which such a piece is always chosen
+        if kind == USER_DEFINED:  # a bonus, by which such a piece is always chosen
             return len(text.encode()) * best - 0.1
         return score if kind == NORMAL else least
 
