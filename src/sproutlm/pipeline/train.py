@@ -351,7 +351,7 @@ def changed_share(model: Transformer, start: Path) -> float:
     changed = total = 0
     for name, parameter in model.named_parameters():
         before = state[name]
-        parameter = parameter[: before.shape[0]]  # rows of new tokens had no value before
-        changed += int((parameter.bfloat16() != before.bfloat16()).sum())
-        total += parameter.numel()
+        kept = parameter[: before.shape[0]]  # rows of new tokens had no value before
+        changed += int((kept.bfloat16() != before.bfloat16()).sum())
+        total += kept.numel()
     return changed / total
