@@ -373,7 +373,7 @@ def texts_of_file(file: str | os.PathLike[str], max_bytes: int = FILE_BYTES) -> 
         with path.open("rb") as stream:
             yield stream.read(max_bytes).decode("utf-8", errors="ignore")
         return
-    for record in read_records([SourceConfig(path=str(file))], "skip", Counts()):
+    for record in read_records([SourceConfig(path=str(file), role_order="any")], "skip", Counts()):
         for text in texts_of(record):
             yield text
             size += len(text.encode("utf-8", errors="replace"))

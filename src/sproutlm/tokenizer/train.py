@@ -166,7 +166,8 @@ def train_from_files(
     from ..config.schema import SourceConfig
     from ..data.sources import Counts, read_records
 
-    sources = [SourceConfig(path=str(file), format=format, columns=columns or {}) for file in files]
+    how: dict[str, Any] = {"format": format, "columns": columns or {}, "role_order": "any"}  # only the words count here
+    sources = [SourceConfig(path=str(file), **how) for file in files]
     counts = Counts()
     records = read_records(sources, on_bad_row, counts)
     texts = (text for record in records for text in texts_of(record))
