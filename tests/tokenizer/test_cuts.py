@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import unicodedata
 
 import pytest
+import tokenizers
 
 from sproutlm.tokenizer import ChatTemplate, Tokenizer, train_tokenizer
-from sproutlm.tokenizer.cuts import Rules, pre_tokenizer, training_pre_tokenizer
+from sproutlm.tokenizer.cuts import Rules, in_one_step, pre_tokenizer, training_pre_tokenizer
 from sproutlm.tokenizer.probe_texts import HARD_TEXTS, random_texts
 
 COMBINATIONS = list(itertools.product(("single", "groups", "free"), ("single", "runs"), ("runs", "single", "free")))
@@ -122,3 +124,24 @@ def test_each_rule_shows_in_the_vocabulary(trained: dict) -> None:
     assert "春眠" in texts()
     assert not [t for t in texts(cjk="single") if len([c for c in t if "一" <= c <= "龥"]) > 1]
     assert [t for t in texts(cjk="free") if "用" in t and "P" in t]
+
+
+@pytest.mark.parametrize("options", COMBINATIONS)
+def test_a_loaded_tokenizer_encodes_in_one_step_to_the_same_ids_and_spans(options: tuple) -> None:
+    """Encoding takes the faster form of a cut that is ours; the file keeps the form that others know."""
+    digits, spaces, cjk = options
+    tokenizer = train_tokenizer(CORPUS, 420, digits=digits, spaces=spaces, cjk=cjk)
+    stored = tokenizers.Tokenizer.from_str(tokenizer.files()["tokenizer.json"])
+    assert json.loads(stored.to_str())["pre_tokenizer"] == json.loads(pre_tokenizer(Rules(*options)).__getstate__())
+    assert len(json.loads(tokenizer._encoder.to_str())["pre_tokenizer"]["pretokenizers"]) == 2
+    for text in [*CORPUS, *HARD_TEXTS.values()]:
+        if "<" in text:
+            continue  # the stored tokenizer reads control tokens out of text
+        expected = stored.encode(text, add_special_tokens=False)
+        assert tokenizer.encode_with_offsets(text) == (expected.ids, expected.offsets)
+
+
+def test_a_cut_of_others_is_left_as_it_is() -> None:
+    stored = json.loads(pre_tokenizer(Rules()).__getstate__())
+    stored["pretokenizers"][0]["pattern"]["Regex"] = r"[\r\n]+"
+    assert in_one_step(stored) is stored and in_one_step(None) is None

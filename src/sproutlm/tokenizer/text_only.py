@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import SproutError
+from .cuts import in_one_step
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # What a token that stands for itself looks like: "<think>", "</tool_call>", "[INST]", "<|im_end|>", DeepSeek's "<｜User｜>".
@@ -82,6 +83,7 @@ def text_encoders(data: Data, control: dict[str, int], where: str) -> tuple[toke
     if data["model"].get("type") == "Unigram" and data["model"].get("byte_fallback"):
         before = [step for step in steps(data.get("pre_tokenizer")) if step != BYTE_NAME_CUT]
         plain["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*before, BYTE_NAME_CUT]}
+    plain["pre_tokenizer"] = in_one_step(plain.get("pre_tokenizer"))
     encoder = _load(plain, where)
     if not any(step.get("prepend_scheme") == "first" for step in steps(data.get("pre_tokenizer"))):
         return encoder, encoder
