@@ -1,6 +1,6 @@
 """MinHash deduplication: ours beside datatrove's own, on the same documents, in one run; and its recall against theory.
 
-    python benchmarks/clean.py --data poems.jsonl.gz --data c4_en.jsonl --out benchmarks/results/clean.json
+    python benchmarks/clean.py --data poems.jsonl.gz --data c4_en.jsonl --equations equations_nested_text.jsonl --out benchmarks/results/clean.json
 
 Speed: documents per second of one core (processor time), all stages of deduplication: signatures, matching, choosing,
 and which documents go. datatrove runs as its documentation shows (jieba words for Chinese, spaCy for English), with the
@@ -38,16 +38,15 @@ from loguru import logger
 
 from sproutlm.config.clean import MinhashStep
 from sproutlm.config.data import SourceConfig
-from sproutlm.data.clean.duplicates import choose, groups_of
-from sproutlm.data.clean.minhash import band_keys, expected_recall, jaccard
+from sproutlm.data.clean.duplicates import near_duplicates
+from sproutlm.data.clean.minhash import expected_recall, jaccard
 from sproutlm.data.sources import Counts, read_records
 
 STEP = MinhashStep()
 
 
 def ours(texts: list[str], language: str) -> int:
-    keys = band_keys(texts, STEP)
-    return len(choose(None, [groups_of(band) for band in keys])[1])
+    return len(near_duplicates(texts, STEP))
 
 
 def datatrove(texts: list[str], language: str) -> int:
@@ -120,12 +119,12 @@ def recall(texts: list[str], copies: int) -> list[dict[str, Any]]:
     rng = random.Random(1)
     filler = [chr(code) for code in range(0x4E00, 0x9FA5)]
     long = [text for text in dict.fromkeys(texts) if len(text) >= 60]
-    alone = set(choose(None, [groups_of(band) for band in band_keys(texts, STEP)])[1])
+    alone = set(near_duplicates(texts, STEP))
     rows = []
     for similarity in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
         originals = rng.sample(long, min(copies, len(long)))
         made = [near(text, similarity, rng, filler) for text in originals]
-        removed = choose(None, [groups_of(band) for band in band_keys([*texts, *made], STEP)])[1]
+        removed = near_duplicates([*texts, *made], STEP)
         expected = [expected_recall(jaccard(*pair, STEP), STEP) for pair in zip(originals, made, strict=True)]
         rows.append(
             {
@@ -137,6 +136,23 @@ def recall(texts: list[str], copies: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def equations(path: Path) -> dict[str, Any]:
+    """How many of different equations of a few forms each side takes for duplicates."""
+
+    def strings(value: Any) -> list[str]:
+        if isinstance(value, dict | list):
+            return [text for child in (value.values() if isinstance(value, dict) else value) for text in strings(child)]
+        return [str(value)]
+
+    texts = ["\n".join(strings(json.loads(line))) for line in path.read_text(encoding="utf-8").splitlines()]
+    merged = len(near_duplicates(texts, STEP.model_copy(update={"numbers": "merge"})))
+    return {
+        "documents": len(texts),
+        "different": len(set(texts)),
+        "removed": {"ours": ours(texts, "en"), "ours_numbers_merge": merged, "datatrove": datatrove(texts, "en")},
+    }
 
 
 def whole_runs(texts: list[str], copies: int) -> dict[str, Any]:
@@ -226,6 +242,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=5000, help="of each file, for speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--copies", type=int, default=2000, help="injected at each similarity")
+    parser.add_argument("--equations", type=Path, help="a .jsonl file of worked equations, all different")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     logger.remove()
@@ -245,6 +262,9 @@ def main() -> None:
     result["recall"] = {"of": name, "documents": len(texts), "levels": recall(texts, arguments.copies)}
     for row in result["recall"]["levels"]:
         print(json.dumps(row))
+    if arguments.equations is not None:
+        result["equations"] = equations(arguments.equations)
+        print(json.dumps(result["equations"]))
     result["whole_runs"] = whole_runs(texts, arguments.copies)
     print(json.dumps(result["whole_runs"], ensure_ascii=False))
     if arguments.out is not None:

@@ -136,6 +136,13 @@ class MinhashStep(Strict):
     ngram: int = Field(5, gt=0, description="Units in a shingle: words, or CJK characters.")
     bands: int = Field(14, gt=0, le=256)
     rows: int = Field(8, gt=0, le=64)
+    min_similarity: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Documents that share a band stay all the same if they are less alike than this, by their "
+        "signatures; default: half of (1/bands)^(1/rows), where the bands begin to find.",
+    )
     numbers: Literal["keep", "merge"] = Field(
         "keep", description="merge: all numbers count as one, which makes duplicates of different equations."
     )

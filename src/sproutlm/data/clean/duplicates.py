@@ -7,11 +7,15 @@ like a kept one, which is named beside it.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...config.clean import MinhashStep
+from .minhash import band_keys, least_similarity, similarity
+
+KEPT_PER_GROUP = 100  # kept documents that a later one of the same key is compared with
 KEYS_PER_PASS = 1 << 26  # 64 M keys, 1 GB while they are sorted
 
 
@@ -70,11 +74,16 @@ def groups_in_passes(
     return Groups(np.concatenate(documents), np.concatenate(groups))
 
 
-def choose(exact: Groups | None, bands: Iterable[Groups]) -> tuple[dict[int, int], dict[int, int]]:
-    """Which documents go: (exact duplicates, near duplicates), each a map from the document to the kept one it is like."""
+def choose(
+    exact: Groups | None, bands: Iterable[Groups], alike: Callable[[int, int], bool] = lambda one, other: True
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Which documents go: (exact duplicates, near duplicates), each a map from the document to the kept one it is like.
+
+    A key in common makes two documents candidates; ``alike`` decides.
+    """
     first_of = _first_of(exact) if exact is not None else {}
     document, group = _members(bands)
-    kept_of_group: dict[int, int] = {}
+    kept_of_group: dict[int, list[int]] = {}
     near: dict[int, int] = {}
     bounds = np.append(np.flatnonzero(np.diff(document, prepend=-1)), len(document)).tolist()
     for begin, end in zip(bounds, bounds[1:], strict=False):
@@ -82,14 +91,28 @@ def choose(exact: Groups | None, bands: Iterable[Groups]) -> tuple[dict[int, int
         if one in first_of:
             continue
         own = group[begin:end].tolist()
-        like = [kept_of_group[number] for number in own if number in kept_of_group]
-        if like:
-            near[one] = min(like)
-        else:
-            for number in own:
-                kept_of_group[number] = one
+        candidates = sorted({kept for number in own for kept in kept_of_group.get(number, ())})
+        like = next((kept for kept in candidates if alike(kept, one)), None)
+        if like is not None:
+            near[one] = like
+            continue
+        for number in own:
+            kept = kept_of_group.setdefault(number, [])
+            if len(kept) < KEPT_PER_GROUP:
+                kept.append(one)
     # What an exact duplicate equals may itself be near to an earlier one: that one is what stays.
     return {one: near.get(first, first) for one, first in first_of.items()}, near
+
+
+def near_duplicates(texts: Sequence[str], step: MinhashStep) -> dict[int, int]:
+    """Near duplicates among texts that fit in memory: the number of each that goes -> that of the kept one it is like."""
+    keys, sketches = band_keys(texts, step)
+    least = least_similarity(step)
+    return choose(
+        None,
+        [groups_of(band) for band in keys],
+        lambda one, other: similarity(sketches[one], sketches[other]) >= least,
+    )[1]
 
 
 def _first_of(groups: Groups) -> dict[int, int]:

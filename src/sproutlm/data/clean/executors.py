@@ -91,7 +91,7 @@ def tasks_of(config: ExecutorConfig, stage: Stage) -> int:
 def make_stages(plan: Plan) -> list[Stage]:
     """What has to run, in order."""
     stages: list[Stage] = [kind(plan) for kind in (Read, Judge, Match, Choose, Write)]
-    return stages if plan.config.executor.kind == "local" else [*stages, Finish(plan)]
+    return [*stages, Finish(plan)] if plan.config.executor.kind == "slurm" else stages
 
 
 def make_executor(plan: Plan, stage: Stage, after: Any = None) -> Any:

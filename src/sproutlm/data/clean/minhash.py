@@ -1,6 +1,9 @@
 """MinHash signatures, banded: two texts whose sets of n-grams have Jaccard similarity s share at least one of ``bands``
 keys with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4).
 
+Among N documents that are hardly alike (equations of one form, say) some of N^2 / 2 pairs share a key by chance, and an
+original would be lost; so what shares a key must also be alike by its whole signature, of which a byte per hash is kept.
+
 Instead of ``rows`` hashes per band only their 64-bit hash is kept: an eighth of the bytes, and among 10^9 documents
 0.03 pairs are expected to meet by chance in a band.
 """
@@ -40,21 +43,25 @@ def signatures(shingles: np.ndarray, starts: np.ndarray, seed: int, size: int) -
     return out.T
 
 
-def band_keys(texts: Sequence[str], step: MinhashStep) -> np.ndarray:
-    """The keys of texts, (bands, texts) uint64; texts that share a key in a band are candidates for duplicates."""
+def band_keys(texts: Sequence[str], step: MinhashStep) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (bands, texts) uint64 and sketches (texts, bands * rows) uint8.
+
+    Texts that share a key in a band are candidates for duplicates; ``similarity`` of two sketches tells how alike they are.
+    """
     keys = np.full((step.bands, len(texts)), NONE, np.uint64)
+    sketches = np.zeros((len(texts), step.bands * step.rows), np.uint8)
     first = 0
     while first < len(texts):
         end, size = first, 0
         while end < len(texts) and (end == first or size + len(texts[end]) <= BATCH_CHARACTERS):
             size += len(texts[end])
             end += 1
-        _fill(keys[:, first:end], texts[first:end], step)
+        _fill(keys[:, first:end], sketches[first:end], texts[first:end], step)
         first = end
-    return keys
+    return keys, sketches
 
 
-def _fill(keys: np.ndarray, texts: Sequence[str], step: MinhashStep) -> None:
+def _fill(keys: np.ndarray, sketches: np.ndarray, texts: Sequence[str], step: MinhashStep) -> None:
     units, starts = units_of(texts, step.numbers)
     shingles, starts = ngrams_of(units, starts, step.ngram)
     filled = np.flatnonzero(np.diff(starts))
@@ -63,11 +70,22 @@ def _fill(keys: np.ndarray, texts: Sequence[str], step: MinhashStep) -> None:
     # Texts without shingles have an empty span: leaving out their starts leaves the others' spans as they are.
     bounds = np.append(starts[filled], starts[-1])
     found = signatures(shingles, bounds, step.seed, step.bands * step.rows)
+    sketches[filled] = found & np.uint64(0xFF)
     found = found.reshape(len(filled), step.bands, step.rows)
     key = np.zeros((len(filled), step.bands), np.uint64)
     for row in range(step.rows):
         key = mix(key + found[:, :, row])
     keys[:, filled] = np.maximum(key, np.uint64(1)).T
+
+
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """Jaccard similarity by two sketches; standard error sqrt(s (1 - s) / len). Unlike hashes agree once in 256."""
+    return (np.count_nonzero(one == other) / len(one) - 1 / 256) / (1 - 1 / 256)
+
+
+def least_similarity(step: MinhashStep) -> float:
+    """How alike documents that share a key must be."""
+    return step.min_similarity if step.min_similarity is not None else (1 / step.bands) ** (1 / step.rows) / 2
 
 
 def expected_recall(similarity: float, step: MinhashStep) -> float:

@@ -53,7 +53,7 @@ def clean(recipe: CleanRecipe, *, dry_run: bool = False, say: Say = print) -> di
         if config.executor.kind == "slurm":
             return _submit(plan, say)
         for number, stage in enumerate(executors.make_stages(plan), 1):
-            with _progress(plan, stage, f"{number}/{5} {stage.name}"):
+            with _progress(plan, stage, f"{number}/5 {stage.name}"):
                 executors.make_executor(plan, stage).run()
             if number == 1:
                 _need_documents(plan)

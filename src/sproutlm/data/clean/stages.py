@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..readers import read_file
 from ..records import Text
 from ..sources import Counts, Door, field_columns, record_from
 from .duplicates import Groups, choose, groups_in_passes
-from .minhash import band_keys
+from .minhash import band_keys, least_similarity, similarity
 from .steps import Doc, Step, make_steps
 from .work import Work, read_json, read_rows, write_array, write_bytes, write_json, write_rows
 
@@ -178,7 +178,9 @@ class Judge(Stage):
         keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64).reshape(-1, 2).T
         keys = np.maximum(keys, np.uint64(1))  # 0 stands for no key
         if self.plan.config.minhash is not None:
-            keys = np.concatenate([keys, band_keys(texts, self.plan.config.minhash)])
+            bands, sketches = band_keys(texts, self.plan.config.minhash)
+            keys = np.concatenate([keys, bands])
+            write_array(self.work.sketches(unit), sketches)
         write_rows(self.work.filtered(unit), ({"id": doc.id, "text": doc.text} for doc in docs), level=1)
         write_bytes(self.work.ids(unit), gzip.compress(orjson.dumps([doc.id for doc in docs]), 1, mtime=0))
         write_array(self.work.keys(unit), np.ascontiguousarray(keys))
@@ -246,11 +248,11 @@ class Choose(Stage):
 
     def do(self, unit: str) -> dict[str, Any]:
         config, blocks = self.plan.config, super().units()
-        bands = config.minhash.bands if config.minhash is not None else 0
-        exact, near = choose(
-            self._groups(0) if config.exact is not None else None, (self._groups(band + 1) for band in range(bands))
-        )
         starts = np.cumsum([0, *(read_json(self.work.note("judge", name))["left"] for name in blocks)])
+        groups = [self._groups(band + 1) for band in range(config.minhash.bands if config.minhash is not None else 0)]
+        exact, near = choose(
+            self._groups(0) if config.exact is not None else None, groups, self._alike(blocks, starts, groups)
+        )
         kept = set(exact.values()) | set(near.values())
         ids = self._ids(blocks, starts, np.array(sorted(kept), np.int64))
         removed: dict[str, list[list[Any]]] = {}
@@ -264,6 +266,22 @@ class Choose(Stage):
             rows = sorted(removed.get(name, []), key=lambda row: row[0])
             write_bytes(self.work.removed(name), gzip.compress(orjson.dumps(rows), 1, mtime=0))
         return {"exact": len(exact), "minhash": len(near)}
+
+    def _alike(self, blocks: Sequence[str], starts: np.ndarray, groups: Sequence[Groups]) -> Callable[[int, int], bool]:
+        """Compares the sketches of two documents; only those of documents that share a key are held."""
+        step = self.plan.config.minhash
+        if step is None or not groups:
+            return lambda one, other: True
+        least = least_similarity(step)
+        wanted = np.unique(np.concatenate([group.document for group in groups]))
+        bounds = np.searchsorted(wanted, starts)
+        held = np.empty((len(wanted), step.bands * step.rows), np.uint8)
+        for number, name in enumerate(blocks):
+            first, end = bounds[number], bounds[number + 1]
+            if end > first:
+                held[first:end] = np.load(self.work.sketches(name), mmap_mode="r")[wanted[first:end] - starts[number]]
+        place = {document: row for row, document in enumerate(wanted.tolist())}
+        return lambda one, other: similarity(held[place[one]], held[place[other]]) >= least
 
     def _groups(self, number: int) -> Groups:
         document, group = np.load(self.work.groups(number))

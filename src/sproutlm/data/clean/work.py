@@ -49,6 +49,10 @@ class Work:
         """(2 + bands, documents) uint64: a 128-bit hash for exact duplicates, then a key per band."""
         return self.folder / "keys" / f"{name}.npy"
 
+    def sketches(self, name: str) -> Path:
+        """(documents, bands * rows) uint8: by which candidates for near duplicates are compared."""
+        return self.folder / "keys" / f"{name}.sketches.npy"
+
     def ids(self, name: str) -> Path:
         """The document ids of a filtered block, a JSON list."""
         return self.folder / "keys" / f"{name}.ids.json.gz"
