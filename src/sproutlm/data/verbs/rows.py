@@ -163,6 +163,7 @@ class Progress:
         self.say, self.what = given.say, what
         self.sizes = {path: path.stat().st_size for path in given.paths()}
         self.total = max(sum(self.sizes.values()), 1)
+        self._parquet_rows: dict[Path, int] = {}
 
     def watch(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
         """Give the rows on, and count them."""
@@ -174,12 +175,22 @@ class Progress:
                 before += self.sizes.get(current, 0) if current is not None else 0
                 current = row.path
             if number % 64 == 0 and (now := time.monotonic()) >= due:
-                done = before + (position(current) or 0)
+                done = before + self._position(row)
                 self._line(number, done, now - began)
                 due = now + (0.5 if self._terminal() else LINE_SECONDS)
             yield row
         if due > began + QUIET_SECONDS and self._terminal():
             print(file=sys.stderr, flush=True)
+
+    def _position(self, row: RawRow) -> int:
+        """Bytes of the row's file that were read, as far as it can be told; of parquet, by its rows."""
+        if kind_of(row.path) != "parquet":
+            return position(row.path) or 0
+        if row.path not in self._parquet_rows:
+            from pyarrow import parquet
+
+            self._parquet_rows[row.path] = max(parquet.read_metadata(row.path).num_rows, 1)
+        return self.sizes.get(row.path, 0) * row.line // self._parquet_rows[row.path]
 
     def _line(self, rows: int, done: int, seconds: float) -> None:
         eta = f", ETA {seconds * (self.total - done) / done:.0f} s" if done else ""

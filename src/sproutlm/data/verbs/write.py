@@ -164,8 +164,8 @@ class PlainText(Output):
         if not isinstance(text, str):
             held = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             raise RowError(
-                f"the row holds more than a text ({held}), and a .txt holds texts alone; keep the text only with --to "
-                "text, or write .jsonl",
+                f"the row holds more than a text ({held}), and a .txt holds texts alone; to keep the text only, say "
+                "--format text --to text (with --columns text=NAME where it has another name), or write .jsonl",
                 reason="more than a text",
             )
         self._refuse(text)
