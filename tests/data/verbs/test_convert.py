@@ -226,6 +226,8 @@ def test_nothing_is_overwritten_unasked_and_no_input_ever(write, given, tmp_path
         convert(given(tmp_path), tmp_path / "new.jsonl")
     with pytest.raises(DataError, match="suffix"):
         convert(given(path), tmp_path / "o.xlsx")
+    with pytest.raises(DataError, match="no folder that you may write to"):
+        convert(given(path), path / "o.jsonl")
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)

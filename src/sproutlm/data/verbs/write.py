@@ -36,8 +36,13 @@ def check_output(out: Path, sources: Sequence[str], force: bool) -> str:
             raise DataError(f"{out}: lies in the folder that is read ({source}), and would be read the next time")
     if out.exists() and not force:
         raise DataError(f"{out}: is there already; name another file, or overwrite it with --force")
+    standing = next(parent for parent in out.absolute().parents if parent.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):  # before the reading, not after it
+        raise DataError(f"{out}: cannot be written, for {standing} is no folder that you may write to; choose another")
     if kind == "parquet":
         optional("pyarrow", out)
+    if out.suffix.lower() == ".zst":
+        optional("zstandard", out)
     return kind
 
 
