@@ -185,6 +185,8 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
         )
 
     train = shards("train", sources)
+    if recipe.stage == "pretrain":
+        say_answers_only(train, say)
     validation = None
     if isinstance(data.validation, HoldoutConfig):
         rows = data.validation.rows
@@ -198,6 +200,19 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
         validation = shards("validation", resolve_synthetic(data.validation, run, say))
     train.check_vocab(tokenizer.vocab_size)
     return Prepared(train, validation, tokenizer, template)
+
+
+def say_answers_only(train: TokenDataset, say: Say) -> None:
+    """Conversations among what is pretrained on: nobody asked for fine-tuning, yet only their answers are targets."""
+    known = train.manifest
+    chats, tokens = known.get("chats", 0), known.get("tokens", 0)
+    if chats:
+        trained = known.get("trained_tokens", 0) / max(tokens, 1)
+        say(
+            f"note: stage: pretrain reads {chats:,} conversations or instructions (of {train.n_documents:,} documents), and of "
+            f"these only the answers are trained: {trained:.1%} of all tokens are targets. To train all of a row, make it a "
+            "text; to fine-tune, set stage: sft and init_from"
+        )
 
 
 def _texts(recipe: Recipe, sources: list[SourceConfig], run: Path) -> list[SourceConfig]:
