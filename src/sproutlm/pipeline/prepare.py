@@ -19,7 +19,7 @@ from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
 from ..data.token_files import is_token_source
 from ..errors import DataError, RecipeError
-from ..tokenizer.library import template_of
+from ..tokenizer.library import load_template, template_of
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import CONTROL_TOKENS, Tokenizer
 from ..tokenizer.train import texts_of, train_tokenizer
@@ -164,6 +164,8 @@ def train_tokenizer_on(config: TokenizerConfig, out: Path, say: Say) -> dict[str
 def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
     """Build or reuse tokenizer and shards of ``recipe`` below ``run``."""
     data = recipe.data
+    if recipe.template.use is not None:
+        load_template(recipe.template.use)  # an unknown name is refused before a tokenizer is trained
     sources = resolve_synthetic(data.train, run, say)
     tokenizer = prepare_tokenizer(recipe, _texts(recipe, sources, run), run, say)
     template = template_of(recipe.template, tokenizer, check=recipe.stage == "sft" or recipe.template.use is not None)
