@@ -194,6 +194,12 @@ def test_a_folder_of_something_else_is_not_written_into(corpus, cleaned, tmp_pat
         cleaned(path, ".", **DUPLICATES)
 
 
+def test_an_output_within_the_input_is_refused(corpus, cleaned, tmp_path):
+    with pytest.raises(SproutError, match="would be read with it"):
+        cleaned(tmp_path, "inside", **DUPLICATES)
+    assert not (tmp_path / "inside").exists()
+
+
 def test_conversations_are_told_from_texts(cleaned, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}]
     path = tmp_path / "chat.jsonl"

@@ -94,6 +94,12 @@ def make_plan(config: CleanConfig, say: Say) -> Plan:
 
     doors, found = [], []
     for source in config.sources:
+        folder = Path(source.path).absolute()
+        if folder.is_dir() and Path(config.out).absolute().is_relative_to(folder):
+            raise SproutError(
+                f"clean.out: {config.out} lies in the folder {source.path} that is read, and would be read with it; "
+                "give a folder elsewhere"
+            )
         counts = Counts()
         doors.append(open_source(source, counts).door)
         found.append(find_files(source.path).paths)
