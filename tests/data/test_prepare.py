@@ -371,7 +371,7 @@ def test_reading_ahead_is_bounded(monkeypatch):
     def endless():
         for _ in range(500):
             read[0] += 1
-            yield []
+            yield workers_module.Part()
 
     encoding = workers_module.Encoding(None, Pool(), 2, workers_module._Progress(1, print))
     for _ in workers_module.encode_chunks(encoding, endless(), Door("text")):

@@ -75,7 +75,7 @@ def test_a_chunk_is_bounded_in_size_as_well_as_in_rows():
     for payload in ("x" * 100_000, {"text": "x" * 100_000}, turns, "春" * 33_334):
         sizes = [len(chunk) for chunk in workers.chunks(Row(payload) for _ in range(100))]
         assert sum(sizes) == 100 and max(sizes) <= 11
-    assert [len(chunk) for chunk in workers.chunks(Row("x") for _ in range(600))] == [256, 256, 88]
+    assert [len(chunk) for chunk in workers.chunks(Row("x") for _ in range(2400))] == [1024, 1024, 352]
 
 
 def test_a_row_of_a_million_characters_is_split_without_loss(jsonl, make, tokenizer):
@@ -116,6 +116,7 @@ def test_a_folder_with_unknown_files_says_so_also_after_an_interruption(tmp_path
     for name in ("data/a.jsonl", "data/b.jsonl"):
         jsonl([{"text": f"hello {i}"} for i in range(300)], name)
     (tmp_path / "data" / "notes.md").write_text("not data")
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 256)
     original, calls = Encoder.chunk, []
 
     def chunk(self, *arguments):
