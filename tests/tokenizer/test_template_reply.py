@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from template_conversations import EVERY, A
 
 from sproutlm.data.records import Message
 from sproutlm.errors import SproutError
-from sproutlm.tokenizer import ChatTemplate, Tokenizer
+from sproutlm.tokenizer import CHATML, ChatTemplate, Tokenizer
 from sproutlm.tokenizer.library import load_template
+from sproutlm.tokenizer.lint import stand_in_tokenizer
 from sproutlm.tokenizer.reply import read_reply
 
 
@@ -56,3 +59,18 @@ def test_a_reply_that_needs_what_the_template_lacks_is_a_sentence(tokenizer: Tok
     )
     with pytest.raises(SproutError, match="no tool calls"):
         ChatTemplate(load_template("plain"), tokenizer).render([Message("user", "q"), reply])
+
+
+def test_a_token_across_the_head_of_a_reply_is_trained() -> None:
+    """Pitfall 3: with merges across line breaks the head's ids are no prefix, and offsets must tell where it ends."""
+    base = stand_in_tokenizer(CHATML)
+    data = base.backend_json
+    data["model"]["merges"] = [["Ċ", "h"]]
+    data["model"]["vocab"]["Ċh"] = base.vocab_size
+    tokenizer = Tokenizer(json.dumps(data), base.config)
+    rendered = ChatTemplate(CHATML, tokenizer).render([Message("user", "q"), Message("assistant", "hi")])
+    trained = [tokenizer.token_text(i) for i, t in zip(rendered.ids, rendered.trained, strict=True) if t]
+    assert trained == ["\nh", "i", "<|im_end|>"]
+    unmerged = ChatTemplate(CHATML, tokenizer).render([Message("user", "q"), Message("assistant", "ih")])
+    trained = [tokenizer.token_text(i) for i, t in zip(unmerged.ids, unmerged.trained, strict=True) if t]
+    assert trained == ["i", "h", "<|im_end|>"]
