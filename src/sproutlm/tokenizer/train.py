@@ -77,7 +77,7 @@ def _byte_bpe(pieces: Iterator[str], vocab_size: int, rules: Rules) -> Tokenizer
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty(),
     )
-    fed = (text for piece in pieces for text in (piece, TEMPLATE_WORDS))
+    fed = (f"{piece}\n{TEMPLATE_WORDS}" for piece in pieces)  # a line break stands alone: it joins no merge
     backend.train_from_iterator(fed, trainer=trainer)
     backend.pre_tokenizer = pre_tokenizer(rules)
     return Tokenizer(backend.to_str(), tokenizer_config(), where="new tokenizer")
