@@ -143,7 +143,7 @@ def test_a_chunk_of_conversations_gives_what_each_gives_alone(tmp_path, encoder,
         ("user", "a"),
         ("assistant", "b"),
         ("user", long),
-        ("assistant", ""),
+        ("assistant", "c"),
     ]
     chats = [[{"role": r, "content": c} for r, c in turns[i : i + 2]] for i in (0, 2, 4)] + [
         [{"role": r, "content": c} for r, c in turns],
