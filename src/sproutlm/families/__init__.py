@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from ..errors import SproutError
 from .adapter import Family, check_state, expected_shapes
+from .gemma import GEMMA, GEMMA2
+from .gpt2 import GPT2
 from .llama import LLAMA
+from .mistral import MISTRAL
+from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
-FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA)
+FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA, QWEN2, MISTRAL, GPT2, GEMMA, GEMMA2)
 
 __all__ = ["FAMILIES", "Family", "check_state", "expected_shapes", "for_architecture", "for_family"]
 

@@ -23,14 +23,15 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
     """Norms 1, biases and residual writers 0, other matrices normal(0, 1/sqrt(fan_in)), embedding and head small."""
+    offsets = getattr(model, "config", None) is not None and model.config.norm_offset  # 1 + weight: the norm is 1 at 0
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if offsets and not name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0)
         elif name.endswith(".bias") or name.endswith(RESIDUAL_WRITERS):
             parameter.zero_()
         else:
             # 0.02 keeps a tied head's first logits near zero; an untied embedding is read through a norm anyway.
-            std = 0.02 if name.startswith(("embed_tokens", "lm_head")) else 1 / math.sqrt(parameter.shape[-1])
+            std = 0.02 if name.startswith(("embed_", "lm_head")) else 1 / math.sqrt(parameter.shape[-1])
             values = torch.empty(parameter.shape, dtype=torch.float32)
             values.normal_(0.0, std, generator=parameter_generator(seed, name))
             parameter.copy_(values)
