@@ -5,6 +5,8 @@ A new one is a file with its two tables (tensor names, config fields) and its li
 
 from __future__ import annotations
 
+import difflib
+
 from ..errors import SproutError
 from .adapter import Family, check_state, expected_shapes
 from .gemma import GEMMA, GEMMA2
@@ -24,8 +26,7 @@ def for_architecture(name: str) -> Family:
     for family in FAMILIES:
         if family.architecture == name:
             return family
-    known = ", ".join(family.architecture for family in FAMILIES)
-    raise SproutError(f"architectures: {name!r} is not supported; known are {known}")
+    raise SproutError(_unknown("architectures", name, [family.architecture for family in FAMILIES]))
 
 
 def for_family(name: str) -> Family:
@@ -33,4 +34,10 @@ def for_family(name: str) -> Family:
     for family in FAMILIES:
         if family.name == name:
             return family
-    raise SproutError(f"family: {name!r} is not supported; known are {', '.join(family.name for family in FAMILIES)}")
+    raise SproutError(_unknown("family", name, [family.name for family in FAMILIES]))
+
+
+def _unknown(key: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    return f"{key}: {name!r} is not supported; known are {', '.join(known)}{nearest}"

@@ -71,15 +71,17 @@ class Family:
             if not isinstance(value, bool) and (not isinstance(value, int | float) or value <= 0):
                 raise SproutError(f"config.json: {entry.theirs} is {value!r}; expected a number above 0")
             values[entry.ours] = value
-        values |= self.read({**config, "num_hidden_layers": values.get("n_layers", 0)})
+        if isinstance(values["n_layers"], int):  # else ModelConfig names the fault
+            values |= self.read({**config, "num_hidden_layers": values["n_layers"]})
         try:
             return ModelConfig(**values)
         except ValidationError as error:
             theirs = {entry.ours: entry.theirs for entry in self.fields}
-            faults = [
-                f"{theirs.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" if e["loc"] else e["msg"]
-                for e in error.errors()
-            ]
+            faults = []
+            for fault in error.errors():
+                first, *rest = map(str, fault["loc"] or ("",))
+                where = ".".join([theirs.get(first, first), *rest])
+                faults.append(f"{where}: {fault['msg']}" if where else fault["msg"])
             raise SproutError("config.json: " + "; ".join(faults)) from None
 
     def config_to_hf(

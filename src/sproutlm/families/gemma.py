@@ -63,7 +63,7 @@ def _write2(config: ModelConfig) -> dict[str, Any]:
         **_write(config),
         "layer_types": ["full_attention"] * config.n_layers,
         **windows,
-        "query_pre_attn_scalar": (config.attention_scale or config.head_dim**-0.5) ** -2,
+        "query_pre_attn_scalar": round((config.attention_scale or config.head_dim**-0.5) ** -2),
         "attn_logit_softcapping": config.attention_softcap or None,
         "final_logit_softcapping": config.logit_softcap or None,
     }

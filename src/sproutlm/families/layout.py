@@ -67,11 +67,16 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
 
 
 def _third(state: State, name: str, number: int) -> Callable[[], Tensor]:
-    return lambda: state[name].chunk(3, dim=-1)[number].T.contiguous()
+    return lambda: _turned(state[name].chunk(3, dim=-1)[number])
 
 
 def _transposed(state: State, name: str) -> Callable[[], Tensor]:
-    return lambda: state[name].T.contiguous()
+    return lambda: _turned(state[name])
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """A matrix transposed; a bias as it is."""
+    return (tensor.T if tensor.ndim == 2 else tensor).contiguous()
 
 
 def _as_is(state: State, name: str) -> Callable[[], Tensor]:
@@ -90,7 +95,7 @@ def _gpt2_stored(config: ModelConfig, state: State) -> State:
 
 
 def _joined(state: State, prefix: str, kind: str) -> Callable[[], Tensor]:
-    return lambda: torch.cat([state[f"{prefix}.{part}_proj.{kind}"].T for part in "qkv"], dim=-1).contiguous()
+    return lambda: torch.cat([_turned(state[f"{prefix}.{part}_proj.{kind}"]) for part in "qkv"], dim=-1)
 
 
 GPT2_LAYOUT = Layout(_gpt2_plain, _gpt2_stored)

@@ -13,6 +13,6 @@ from ..train.loss import cross_entropy_sum
 
 def next_token(model: Transformer, batch: Batch) -> tuple[Tensor, int, dict[str, tuple[float, float]]]:
     """Sum of token losses (nats) and number of trained targets; the loss runs inside ``forward``, as its head."""
-    head = partial(cross_entropy_sum, targets=batch.targets)
+    head = partial(cross_entropy_sum, targets=batch.targets, softcap=model.config.logit_softcap)
     loss_sum = model(batch.tokens, batch.positions, batch.document_ids, head=head)
     return loss_sum, batch.trained, {}
