@@ -39,12 +39,13 @@ def rope_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
             raise SproutError(f"config.json: {field} is {parameters!r}; expected an object or null")
         if any(isinstance(value, Mapping) for value in parameters.values()):
             raise SproutError(f"config.json: {field} differs by layer; one set for all layers is supported")
-    fractions = {where.get("partial_rotary_factor") for where in (config, new)} - {None}
+    given = [where.get("partial_rotary_factor") for where in (config, new)]
+    fractions = {float(value) for value in given if value is not None}
     if len(fractions) > 1:
         raise SproutError(f"config.json: partial_rotary_factor is given twice and differs: {sorted(fractions)}")
     return {
         "rope_theta": _theta(config, new, old),
-        "rope_fraction": float(fractions.pop()) if fractions else 1.0,
+        "rope_fraction": fractions.pop() if fractions else 1.0,
         "rope_scaling": _scaling("rope_parameters", new) or _scaling("rope_scaling", old),
     }
 

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import nn
 
+from .layers import RMSNorm
+
 # Projections that write into the residual stream start at zero: every block begins as the identity, which the public
 # speedruns found worth about a tenth of the tokens, and which needs no 1/sqrt(layers) scaling.
 RESIDUAL_WRITERS = ("attention.o_proj.weight", "mlp.down_proj.weight")
@@ -23,10 +25,10 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
     """Norms 1, biases and residual writers 0, other matrices normal(0, 1/sqrt(fan_in)), embedding and head small."""
-    offsets = getattr(model, "config", None) is not None and model.config.norm_offset  # 1 + weight: the norm is 1 at 0
+    offsets = {id(m.weight) for m in model.modules() if isinstance(m, RMSNorm) and m.offset}  # 1 + weight: 1 at zero
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
-            parameter.fill_(0.0 if offsets and not name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0)
+            parameter.fill_(0.0 if id(parameter) in offsets else 1.0)
         elif name.endswith(".bias") or name.endswith(RESIDUAL_WRITERS):
             parameter.zero_()
         else:
