@@ -19,10 +19,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from sproutlm.config.model import ModelConfig
@@ -139,6 +145,31 @@ CASES |= {
         GQA,
     ),
 }
+MOE: Any = {"n_experts": 6, "top_k": 2, "expert_dim": 24, "normalize": False, "balance": "aux"}
+MOE_THEIRS: Any = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+CASES |= {
+    "qwen3-moe": case({"family": "qwen3_moe", "head_dim": 8, "moe": MOE}, {"head_dim": 8, **MOE_THEIRS}, GQA),
+    "qwen3-moe-normalised-dense-layer": case(
+        {"family": "qwen3_moe", "head_dim": 8, "moe": {**MOE, "normalize": True, "dense_layers": (0,)}},
+        {"head_dim": 8, **MOE_THEIRS, "norm_topk_prob": True, "mlp_only_layers": [0]},
+        GQA,
+    ),
+    "qwen3-moe-top-1": case(
+        {"family": "qwen3_moe", "head_dim": 8, "moe": {**MOE, "normalize": True, "top_k": 1}},
+        {"head_dim": 8, **MOE_THEIRS, "norm_topk_prob": True, "num_experts_per_tok": 1},
+        GQA,
+    ),
+    "mixtral": case(
+        {"family": "mixtral", "rope_theta": 1e6, "moe": {**MOE, "expert_dim": 44, "normalize": True}},
+        {"num_local_experts": 6, "num_experts_per_tok": 2},
+        GQA,
+    ),
+    "qwen2-moe": case(
+        {"family": "qwen2_moe", "moe": {**MOE, "shared_dim": 20, "shared_gate": True}},
+        {**MOE_THEIRS, "shared_expert_intermediate_size": 20},
+        GQA,
+    ),
+}
 CLASSES: dict[str, tuple[Any, Any]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -147,6 +178,9 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "gpt2": (GPT2Config, GPT2LMHeadModel),
     "gemma": (GemmaConfig, GemmaForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
 }
 GPT2_NAMES = {
     "hidden_size": "n_embd",
@@ -205,7 +239,8 @@ def test_hugging_face_model_read_here_gives_the_same_logits(case: str, tmp_path:
     # bf16 keeps 8 bits, and the two round in other places: both are measured against float32.
     low = [ours.to(torch.bfloat16)(tokens()), theirs.to(torch.bfloat16)(tokens()).logits]
     here, there = ((logits.float() - expected).norm() / expected.norm() for logits in low)
-    assert here < 1.5 * there < 0.05
+    # A router's choice between two experts that are nearly equal may fall the other way in bf16.
+    assert here < 1.5 * there < (0.3 if ours.config.moe else 0.05)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -165,6 +165,10 @@ class ModelConfig(Strict):
                     "them in pairs; make head_dim * rope_fraction even",
                 )
             )
+        if self.moe is None and self.family in ("qwen3_moe", "mixtral", "qwen2_moe"):
+            faults.append(
+                Fault(("moe", "family"), f"a {self.family} model has experts; give moe: {{n_experts, expert_dim}}")
+            )
         if self.moe is not None:
             faults += _moe_faults(self.moe, self.n_layers)
         if "S" in self.window_pattern and not self.sliding_window:

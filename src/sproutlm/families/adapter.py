@@ -47,19 +47,20 @@ class Family:
     name: str
     architecture: str
     model_type: str
-    tensors: Mapping[str, str]
+    tensors: dict[str, str]
     fields: Sequence[Field]
     fixed: Mapping[str, Any]  # config.json fields that only one value of is supported
     read: Parts = field(default=lambda config: {})
     write: Callable[[ModelConfig], dict[str, Any]] = field(default=lambda config: {})
     layout: Layout | None = None
     rotary: bool = True
+    theta: float = 10_000.0  # base of the rotary frequencies where a config.json is silent
     heads_divide_width: bool = False
 
     def config_from_hf(self, config: Mapping[str, Any]) -> ModelConfig:
         """A parsed config.json -> ``ModelConfig``."""
         refuse_unsupported(config, self)
-        values: dict[str, Any] = {"family": self.name, **(rope_from_hf(config) if self.rotary else {})}
+        values: dict[str, Any] = {"family": self.name, **(rope_from_hf(config, self.theta) if self.rotary else {})}
         for entry in self.fields:
             value = config.get(entry.theirs)
             if value is None:

@@ -31,7 +31,7 @@ OF_KIND = {
 }
 
 
-def rope_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_from_hf(config: Mapping[str, Any], theta: float = 10_000.0) -> dict[str, Any]:
     """``rope_theta``, ``rope_fraction`` and ``rope_scaling`` from either notation of a config.json."""
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     for field, parameters in (("rope_parameters", new), ("rope_scaling", old)):
@@ -44,19 +44,19 @@ def rope_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
     if len(fractions) > 1:
         raise SproutError(f"config.json: partial_rotary_factor is given twice and differs: {sorted(fractions)}")
     return {
-        "rope_theta": _theta(config, new, old),
+        "rope_theta": _theta(theta, config, new, old),
         "rope_fraction": fractions.pop() if fractions else 1.0,
         "rope_scaling": _scaling("rope_parameters", new) or _scaling("rope_scaling", old),
     }
 
 
-def _theta(*places: Mapping[str, Any]) -> float:
+def _theta(default: float, *places: Mapping[str, Any]) -> float:
     values = [place["rope_theta"] for place in places if place.get("rope_theta") is not None]
     if any(not isinstance(v, int | float) or v <= 0 for v in values):
         raise SproutError(f"config.json: rope_theta is {values!r}; expected a number above 0")
     if len(set(values)) > 1:
         raise SproutError(f"config.json: rope_theta is given twice and differs: {values[0]} and {values[1]}")
-    return float(values[0]) if values else 10_000.0
+    return float(values[0]) if values else default
 
 
 def _scaling(field: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:

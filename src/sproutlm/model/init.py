@@ -13,7 +13,7 @@ from .layers import RMSNorm
 
 # Projections that write into the residual stream start at zero: every block begins as the identity, which the public
 # speedruns found worth about a tenth of the tokens, and which needs no 1/sqrt(layers) scaling.
-RESIDUAL_WRITERS = ("attention.o_proj.weight", "mlp.down_proj.weight")
+RESIDUAL_WRITERS = ("attention.o_proj.weight", "down_proj.weight")
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:
@@ -29,7 +29,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.fill_(0.0 if id(parameter) in offsets else 1.0)
-        elif name.endswith(".bias") or name.endswith(RESIDUAL_WRITERS):
+        elif name.endswith((".bias", ".expert_bias")) or name.endswith(RESIDUAL_WRITERS):
             parameter.zero_()
         else:
             # 0.02 keeps a tied head's first logits near zero; an untied embedding is read through a norm anyway.

@@ -14,6 +14,7 @@ from .attention import Attention, row_mask
 from .init import init_weights
 from .kv_cache import KVCache
 from .layers import MLP, norm_of, softcap
+from .moe import MoE, Routing
 from .rope import rope_tables
 
 # A head maps (hidden (batch, seq, dim), output weight (vocab, dim)) to logits, or to a loss computed without them.
@@ -29,17 +30,24 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.attention_post_norm = norm_of(config) if config.post_norm else nn.Identity()
         self.mlp_norm = norm_of(config)
-        self.mlp = MLP(config)
+        self.mlp = MoE(config) if config.has_experts(layer) else MLP(config)
         self.mlp_post_norm = norm_of(config) if config.post_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.residual_scale = config.residual_scale
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        routing: Routing | None = None,
     ) -> Tensor:
         branch = self.attention_post_norm(self.attention(self.attention_norm(x), rope, mask, cache))
         x = x + self._scaled(branch)
-        return x + self._scaled(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
+        branch = self.mlp_norm(x)
+        branch = self.mlp(branch, routing) if isinstance(self.mlp, MoE) else self.mlp(branch)
+        return x + self._scaled(self.mlp_post_norm(branch))
 
     def _scaled(self, branch: Tensor) -> Tensor:
         branch = self.dropout(branch)
@@ -51,7 +59,8 @@ class Transformer(nn.Module):
 
     ``model(tokens)`` maps (batch, seq) int64 to (batch, seq, vocab) logits. ``positions`` (batch, seq) restart in each
     packed document; ``document_ids`` (batch, seq) keep packed documents apart; ``cache`` continues a generation;
-    ``head`` replaces the last step, so that a loss can be computed inside ``forward`` without full logits.
+    ``head`` replaces the last step, so that a loss can be computed inside ``forward`` without full logits; ``routing``
+    collects what the routers of a mixture of experts did.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -83,6 +92,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
         head: Head | None = None,
+        routing: Routing | None = None,
     ) -> Any:
         seq, config = tokens.shape[1], self.config
         if positions is None:
@@ -99,7 +109,7 @@ class Transformer(nn.Module):
             for window in {config.window_of(layer) for layer in range(config.n_layers)}
         }
         for number, layer in enumerate(self.layers):
-            x = layer(x, rope, masks[config.window_of(number)], cache)
+            x = layer(x, rope, masks[config.window_of(number)], cache, routing)
         if cache is not None:
             cache.advance(seq)
         x = self.norm(x)
