@@ -58,14 +58,15 @@ class Stacked(nn.Module):
         nn.init.normal_(self.weight, std=in_features**-0.5)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        if can_group(x):
+        if can_group(x, self.weight):
             return F.grouped_mm(x, self.weight.mT, offs=ends)
         return grouped_loop(x, self.weight, ends)
 
 
-def can_group(x: Tensor) -> bool:
-    """Whether torch's grouped product takes these rows: bf16, and each row a multiple of 16 bytes."""
-    return hasattr(F, "grouped_mm") and x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0
+def can_group(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's grouped product takes these: bf16, and rows of both a multiple of 16 bytes."""
+    rows_fit = x.shape[-1] % 8 == 0 and weight.shape[-2] % 8 == 0
+    return hasattr(F, "grouped_mm") and x.dtype == torch.bfloat16 and rows_fit
 
 
 def grouped_loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
