@@ -160,8 +160,8 @@ CASES |= {
         GQA,
     ),
     "mixtral": case(
-        {"family": "mixtral", "rope_theta": 1e6, "moe": {**MOE, "expert_dim": 44, "normalize": True}},
-        {"num_local_experts": 6, "num_experts_per_tok": 2},
+        {"family": "mixtral", "rope_theta": 1e6, "ffn_dim": 48, "moe": {**MOE, "expert_dim": 48, "normalize": True}},
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48},
         GQA,
     ),
     "qwen2-moe": case(

@@ -64,18 +64,16 @@ class Stacked(nn.Module):
 
 
 def can_group(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch's grouped product takes these: bf16, and rows of both a multiple of 16 bytes."""
-    rows_fit = x.shape[-1] % 8 == 0 and weight.shape[-2] % 8 == 0
-    return hasattr(F, "grouped_mm") and x.dtype == torch.bfloat16 and rows_fit
+    """Whether torch's grouped product takes these: rows of both must be a multiple of 16 bytes."""
+    fits = all(size * x.element_size() % 16 == 0 for size in (x.shape[-1], weight.shape[-2]))
+    return hasattr(F, "grouped_mm") and fits
 
 
 def grouped_loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """The same product, expert by expert. (rows, in), (experts, out, in) -> (rows, out)"""
-    parts = []
-    start = 0
-    for expert, end in enumerate(ends.tolist()):
-        parts.append(x[start:end] @ weight[expert].mT)
-        start = end
+    bounds = [0, *ends.tolist()]
+    # unbind, not weight[e]: the gradient of an index is a whole tensor of zeros, once per expert.
+    parts = [x[bounds[e] : bounds[e + 1]] @ one.mT for e, one in enumerate(weight.unbind(0))]
     return torch.cat(parts)
 
 
