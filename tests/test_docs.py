@@ -17,11 +17,16 @@ import sproutlm
 from sproutlm import errors
 from sproutlm.cli import app
 from sproutlm.config import Pipeline, Recipe
+from sproutlm.config.clean import CleanRecipe
 from sproutlm.config.load import load_recipe, shipped_recipes
 from sproutlm.config.schema import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIRS = [("README.md", "README.zh.md"), ("docs/own-data.md", "docs/own-data.zh.md")]
+PAIRS = [
+    ("README.md", "README.zh.md"),
+    ("docs/own-data.md", "docs/own-data.zh.md"),
+    ("docs/download.md", "docs/download.zh.md"),
+]
 PAGES = [page for pair in PAIRS for page in pair]
 ALL_PAGES = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
 SHELLS = ("bash", "powershell")
@@ -117,7 +122,7 @@ def test_every_recipe_and_setting_on_the_page_is_valid(
             assert block.file_name, f"{page}: a recipe without its file's name in the first line"
             (tmp_path / block.file_name).write_text(block.text, encoding="utf-8")
     for path in tmp_path.glob("*.yaml"):
-        assert isinstance(load_recipe(path).recipe, Recipe)
+        assert isinstance(load_recipe(path).recipe, Recipe | CleanRecipe)
     faults = []
     for program, *arguments in commands(page):
         if Path(program).name == "sprout":
@@ -226,11 +231,13 @@ def test_the_exit_codes_are_those_of_the_errors(page: str) -> None:
 def test_the_tables_on_own_files_are_those_of_the_reader(page: str) -> None:
     from sproutlm.data.files import SUFFIXES
     from sproutlm.data.formats import FORMATS
+    from sproutlm.data.token_files import SUFFIXES as TOKEN_SUFFIXES
 
     cells = first_cells(page)
     words = {word for cell in cells for word in re.findall(r"`([^`]+)`", cell)}
+    rows_of = {*SUFFIXES, *TOKEN_SUFFIXES}
     policies = get_args(DataConfig.model_fields["on_long"].annotation)
-    assert words == {*SUFFIXES, *policies, *(known.name for known in FORMATS)}
+    assert words == {*rows_of, *policies, *(known.name for known in FORMATS)}
     # The first format that fits is taken: the order says which.
     in_order = [known.name for known in FORMATS]
     assert [word for cell in cells for word in re.findall(r"`([^`]+)`", cell) if word in in_order] == in_order

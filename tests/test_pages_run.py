@@ -52,6 +52,27 @@ def stand_ins(folder: Path) -> None:
     table = "问题,回答\n" + "".join(f"编号{i}是什么,是第{i}个\n" for i in range(30))
     (folder / "faq.csv").write_bytes(table.encode("gb18030"))
     lines("forum.jsonl", [{"post": {"title": f"How high is hill {i}?", "reply": f"{i} metres."}} for i in range(60)])
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+    turns = [
+        {"role": "user", "content": "1 + 2?"},
+        {"role": "assistant", "reasoning_content": "A sum.", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "3"},
+    ]
+    tools = [{"name": "add", "description": "Add.", "parameters": {"type": "object", "properties": {}}}]
+    lines("calls.jsonl", [{"messages": turns, "tools": json.dumps(tools)}] * 10)
+    lines("identity.jsonl", [{"instruction": f"Who? {i}", "output": "I am {{name}}, by {{author}}."} for i in range(9)])
+    spam = "".join(f"{'ham' if i % 4 else 'spam'}\tmessage number {i} with its own words\n" for i in range(80))
+    (folder / "spam.tsv").write_text("\ufeff" + spam, encoding="utf-8")
+    pages = [
+        f"{sentence} It is the year {1900 + i}, and the people of the town are well."
+        for i, sentence in enumerate(sentences)
+    ]
+    lines(
+        "web.jsonl",
+        [{"text": text} for text in [*pages, *pages[:20], "短", "Call me: jo@example.org, please, my friends."]],
+    )
+    lines("exam.jsonl", [{"text": pages[5]}])
 
 
 def shortened(arguments: list[str]) -> list[str]:

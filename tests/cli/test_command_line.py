@@ -254,6 +254,9 @@ def test_schema_goes_to_stdout_or_a_file(sprout: Run, tmp_path: Path) -> None:
     assert json.loads(ran.out) == json.loads((tmp_path / "s.json").read_text())
 
 
+AS_THEY_STAND = {"fill": {}, "role_order": "strict"}
+
+
 def test_inspect_tells_recipes_from_data_files(sprout: Run, stand_in: Run, recipe: Path, tmp_path: Path) -> None:
     of_recipe = stand_in("data.inspect", "inspect_recipe", {"rows": []})
     of_file = stand_in("data.inspect", "inspect_file", {"rows": []})
@@ -261,7 +264,7 @@ def test_inspect_tells_recipes_from_data_files(sprout: Run, stand_in: Run, recip
     assert sprout("data", "inspect", recipe, "--rows", "2").code == 0
     assert sprout("data", "inspect", tmp_path / "x.jsonl", "--seq-len", "64", "--format", "alpaca").code == 0
     assert [call[1] for call in of_recipe] == [2]
-    assert of_file == [(tmp_path / "x.jsonl", None, 3, 64, "alpaca", {}, "utf-8")]
+    assert of_file == [(tmp_path / "x.jsonl", None, 3, 64, "alpaca", {}, "utf-8", AS_THEY_STAND)]
     assert "is a data file" in sprout("data", "inspect", tmp_path / "x.jsonl", "seed=1").err
     assert sprout("data", "inspect", "tiny").code == 0, "the name of a shipped recipe"
     assert len(of_recipe) == 2
@@ -273,7 +276,10 @@ def test_inspect_of_a_file_takes_columns_and_an_encoding(sprout: Run, stand_in: 
     stand_in("data.inspect", "render")
     chosen = ("--columns", "text=text.prompt", "--columns", "split=line", "--encoding", "gb18030")
     assert sprout("data", "inspect", "x.jsonl", *chosen).code == 0
-    assert of_file[0][-2:] == ({"text": "text.prompt", "split": "line"}, "gb18030")
+    assert of_file[0][-3:] == ({"text": "text.prompt", "split": "line"}, "gb18030", AS_THEY_STAND)
+    assert sprout("data", "inspect", "x.jsonl", "--fill", "name=a=b", "--role-order", "any").code == 0
+    assert of_file[1][-1] == {"fill": {"name": "a=b"}, "role_order": "any"}
+    assert "expected NAME=TEXT" in sprout("data", "inspect", "x.jsonl", "--fill", "name").err
     assert "expected FIELD=COLUMN" in sprout("data", "inspect", "x.jsonl", "--columns", "text").err
     assert "stand in it" in sprout("data", "inspect", recipe, "--columns", "text=body").err
 

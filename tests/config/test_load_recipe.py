@@ -62,7 +62,7 @@ def recipe_of(loaded: Loaded) -> Recipe:
 @pytest.mark.parametrize("path", sorted(shipped_recipes().glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_leaves_the_run_folder_open(path: Path) -> None:
     loaded = load_recipe(path, environ={"SPROUT_TEXT": "/x/text.txt"})
-    assert loaded.recipe.run is None
+    assert getattr(loaded.recipe, "run", None) is None  # recipes of cleaning have none
     assert loaded.recipe.name == path.stem
 
 

@@ -292,6 +292,70 @@ def test_a_row_without_end_is_refused_before_memory_runs_out(tmp_path, monkeypat
         assert "one row of more than 10,000 characters" in refusal(tmp_path / name)
 
 
+def test_a_parquet_file_with_the_wrong_column_names_its_columns_and_the_cure(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"body": ["a", "b"], "n": [1, 2]}), tmp_path / "a.parquet")
+    said = refusal(tmp_path / "a.parquet")
+    assert "columns body, n" in said and "format: text, columns: {text: COLUMN}" in said
+    said = refusal(tmp_path / "a.parquet", format="text")
+    assert ":1: there is no 'text'; the row has body, n; name the right one with columns: {text: NAME}" in said
+    assert "none of its 2 rows can be used" in refusal(
+        tmp_path / "a.parquet", "skip", columns={"text": "bodi"}, format="text"
+    )
+    assert read(tmp_path / "a.parquet", columns={"text": "body"}) == [Text("a"), Text("b")]
+
+
+ASKED = {"role": "user", "content": "a"}
+PICTURE = {"type": "image_url", "image_url": {"url": "x.png"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "words"),
+    [
+        ({"messages": [ASKED, {"role": "assistant", "content": [PICTURE]}]}, "content part image_url",
+         "message 2: its content holds a part of the type image_url; only text is read"),
+        ({"messages": [ASKED, {"role": "assistant", "content": None}]}, "content is not a string", "its content is null"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "b", "weight": 0.5}]}, "weight is not 0 or 1", "weight is 0.5"),
+        ({"messages": [{**ASKED, "tool_calls": [{"name": "f"}]}]}, "tool_calls of another role", "only an assistant has them"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": "soon"}]},
+         "tool call not JSON", "text that is not JSON ('soon'"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}]},
+         "tool call has no name", "a call without a name; it has arguments"),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}]},
+         "tool arguments are not an object", "the arguments of f are a list, not an object"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "b"}], "tools": "all of them"}, "tools not JSON", "all of them"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "b"}], "tools": [{"description": "x"}]},
+         "tool has no name", "tool 1 has no name; it has description"),
+        ({"messages": [{"role": "system", "content": "", "tools": [{"name": "f"}]}, ASKED, {"role": "assistant", "content": "b"}],
+          "tools": [{"name": "g"}]}, "two tool lists", "keep one"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "look it up"}]},
+         "tool call not JSON", "'look it up'"),
+        ({"messages": "hello"}, "messages not JSON", "messages is text that is not JSON"),
+        ({"messages": 3}, "messages is not a list", "messages is a number (3), not a list of messages"),
+        ({"prompt": "a", "completion": "b", "kto_tag": "maybe"}, "rating is not true or false", "the rating is 'maybe'"),
+        ({"messages": [ASKED], "kto_tag": True}, "no answer to rate", "the last message is not the assistant's"),
+        ({"prompt": "a", "chosen": [ASKED], "rejected": "b"}, "no assistant turn", "chosen has no assistant turn"),
+        ({"text": "a", "label": ""}, "label is empty", "name the class"),
+        ({"text": "a", "label": 0.5}, "label is not a name or a number", "label is a number (0.5)"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "history not JSON", "'c'"),
+        ({"instruction": "a", "output": "half \ud800"}, "half a surrogate pair", "output holds half a surrogate pair (U+D800)"),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "\udc00"}}]}]},
+         "half a surrogate pair", "message 2: tool_calls holds half a surrogate pair"),
+    ],
+)  # fmt: skip
+def test_a_row_that_a_schema_cannot_take_is_one_sentence_with_its_place_and_is_counted_when_skipped(
+    tmp_path, row, reason, words
+):
+    path = tmp_path / "a.jsonl"
+    good = {"messages": [ASKED, {"role": "assistant", "content": "b"}]}
+    path.write_text(json.dumps(row) + "\n")
+    assert refusal(path).startswith(f"{path}:1: ") and words in refusal(path)
+    path.write_text(json.dumps(row) + "\n" + json.dumps(good) + "\n")
+    counts = Counts()
+    assert len(read(path, "skip", counts, format="mixed")) == 1
+    assert counts.dropped == {reason: 1} and words in counts.examples[0]
+
+
 def test_deep_or_odd_json_is_a_bad_row_not_a_crash(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + "[" * 200_000 + "\n" + '{"text": "half \\ud800"}\n{"text": NaN}\n"bare"\n')

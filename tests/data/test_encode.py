@@ -7,9 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from sproutlm.data.encode import Encoder, encode, fit_chat
+from sproutlm.data.encode import Encoded, Encoder, encode
+from sproutlm.data.long_rows import truncate_chat
 from sproutlm.data.readers import RawRow
-from sproutlm.data.records import Chat, Labelled, Message, Preference, Text
+from sproutlm.data.records import Chat, Labelled, Message, Preference, Text, UnpairedPreference
 from sproutlm.data.sources import Door
 from sproutlm.errors import DataError, SproutError
 from sproutlm.tokenizer import ChatTemplate, Tokenizer
@@ -21,6 +22,11 @@ def chat(*contents: str, system: str = "") -> Chat:
     """Turns of user and assistant in alternation."""
     turns = [Message("user" if i % 2 == 0 else "assistant", content) for i, content in enumerate(contents)]
     return Chat((*([Message("system", system)] if system else []), *turns))
+
+
+def fit_chat(record, limit, tokenizer, template):
+    document = truncate_chat(record, limit, template)
+    return document and Encoded(document.ids.tolist(), document.trained.tolist())
 
 
 @pytest.fixture
@@ -212,12 +218,12 @@ def test_dropped_and_refused_long_rows(tmp_path, encoder, tokenizer):
         encoder(on_long="error").chunk(some, Door("text"))
 
 
-def test_a_long_chat_is_truncated_and_never_split(tmp_path, encoder):
+def test_a_long_chat_is_truncated_unless_split_is_asked(tmp_path, encoder):
     some = rows(tmp_path, asked(QUESTION, "The answer is 4. " * 30))
     chunk = encoder(on_long="auto").chunk(some, Door("messages"))
     assert chunk.lengths.tolist() == [40] and chunk.tally.counts.truncated == 1
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*without its question teaches nothing: set data\.on_long"):
-        encoder(on_long="split").chunk(some, Door("messages"))
+    chunk = encoder(on_long="split").chunk(some, Door("messages"))  # one exchange: there is nothing to cut between
+    assert chunk.lengths.tolist() == [40] and (chunk.tally.counts.truncated, chunk.tally.cut_exchanges) == (1, 1)
 
 
 def test_a_chat_whose_prompt_fills_the_row_is_dropped_by_name(tmp_path, encoder):
@@ -241,3 +247,9 @@ def test_pairs_in_a_training_source_are_refused_with_file_and_line(tmp_path, enc
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .*better and a worse answer"):
         encoder(on_bad_row="skip").chunk(rows(tmp_path, pair), Door("preference"))
+
+
+def test_an_answer_with_a_verdict_is_refused_by_its_name(tokenizer, template):
+    turns = (Message("user", "a"),)
+    with pytest.raises(DataError, match="an answer with a verdict.*pretraining and SFT cannot learn from"):
+        encode(UnpairedPreference(turns, turns, True), tokenizer, template)

@@ -196,8 +196,8 @@ def die_at(target: object, name: str, call: int):
 
 POINTS = {
     "while a shard is being written": (ShardWriter, "add", 20),
-    "before a shard has its name": (prepare_module.os, "replace", 8),
-    "between a shard's name and the note of it": (prepare_module, "_write_json", 4),
+    "before a shard has its name": (os, "replace", 8),
+    "between a shard's name and the note of it": (prepare_module, "write_json", 4),
     "before the manifest": (prepare_module, "_write_manifest", 1),
 }
 
@@ -313,7 +313,7 @@ def test_a_damaged_shard_is_made_again(jsonl, make):
 
 def test_conversations_that_never_train_a_stop_token_are_refused(jsonl, make, tokenizer):
     """Pitfall 1: a model trained on them would never end an answer."""
-    source = tokenizer.chat_template.replace("message['content'] + '<|im_end|>'", "message['content']", 1)
+    source = tokenizer.chat_template.replace("{{- '<|im_end|>' }}", "", 1)
     rows = jsonl([{"instruction": "2 + 2?", "output": "4"}] * 3)
     with pytest.raises(DataError, match="none of 3 conversations trains a stop token"):
         make(rows, template=ChatTemplate(source, tokenizer))
@@ -371,7 +371,7 @@ def test_reading_ahead_is_bounded(monkeypatch):
     def endless():
         for _ in range(500):
             read[0] += 1
-            yield []
+            yield workers_module.Part()
 
     encoding = workers_module.Encoding(None, Pool(), 2, workers_module._Progress(1, print))
     for _ in workers_module.encode_chunks(encoding, endless(), Door("text")):

@@ -75,7 +75,7 @@ def test_a_chunk_is_bounded_in_size_as_well_as_in_rows():
     for payload in ("x" * 100_000, {"text": "x" * 100_000}, turns, "春" * 33_334):
         sizes = [len(chunk) for chunk in workers.chunks(Row(payload) for _ in range(100))]
         assert sum(sizes) == 100 and max(sizes) <= 11
-    assert [len(chunk) for chunk in workers.chunks(Row("x") for _ in range(600))] == [256, 256, 88]
+    assert [len(chunk) for chunk in workers.chunks(Row("x") for _ in range(2400))] == [1024, 1024, 352]
 
 
 def test_a_row_of_a_million_characters_is_split_without_loss(jsonl, make, tokenizer):
@@ -116,6 +116,7 @@ def test_a_folder_with_unknown_files_says_so_also_after_an_interruption(tmp_path
     for name in ("data/a.jsonl", "data/b.jsonl"):
         jsonl([{"text": f"hello {i}"} for i in range(300)], name)
     (tmp_path / "data" / "notes.md").write_text("not data")
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 256)
     original, calls = Encoder.chunk, []
 
     def chunk(self, *arguments):
@@ -152,7 +153,7 @@ def test_conversations_that_never_stop_are_refused_before_all_are_tokenised(json
     """Pitfall 1: nobody should wait an hour for this sentence."""
     monkeypatch.setattr(prepare_module, "EARLY_CHATS", 10)
     monkeypatch.setattr(workers, "CHUNK_ROWS", 10)
-    source = tokenizer.chat_template.replace("message['content'] + '<|im_end|>'", "message['content']", 1)
+    source = tokenizer.chat_template.replace("{{- '<|im_end|>' }}", "", 1)
     rows = jsonl([{"instruction": f"{i} + {i}?", "output": str(2 * i)} for i in range(60)])
     with pytest.raises(DataError, match="none of 10 conversations trains a stop token"):
         make(rows, template=ChatTemplate(source, tokenizer))

@@ -75,6 +75,10 @@ FAULTS = {
     "assistant first": (
         [*CHATS, {"messages": [SYSTEM, ANSWER, USER, ANSWER]}], "assistant first", "warn", 13, "1 of 41",
     ),
+    "stray result": (
+        [*CHATS, {"messages": [USER, ANSWER, {"role": "tool", "content": "4"}, ANSWER]}],
+        "stray result", "warn", 13, "rows.jsonl:41",
+    ),
     "user last": ([*CHATS, chat(99, USER)], "user last", "warn", 13, "1 of 41"),
     "empty answer": (
         [*CHATS, chat(99, USER, {"role": "assistant", "content": " "})], "empty answer", "warn", 1, "1 of 41",
@@ -87,6 +91,7 @@ FAULTS = {
         [{"prompt": "a?", "chosen": "<think>\n\n</think>\n\nb", "rejected": f"c{i}"} for i in range(3)],
         "one-sided wrapper", "warn", 6, "3 of 3",
     ),
+    "placeholders": ([*TEXTS, {"text": "I am {{name}}."}], "placeholders", "warn", None, "rows.jsonl:41: {{name}}"),
     "equal sides": ([{"prompt": f"{i}", "chosen": "b", "rejected": "b"} for i in range(3)], "equal sides", "warn", None, "3"),
 }  # fmt: skip
 

@@ -27,9 +27,10 @@ def edit(tokenizer_folder: Path) -> Callable[[str, Callable[[dict[str, Any]], An
     return change
 
 
-def template_of(values: dict[str, Any], old: str, new: str) -> None:
-    assert old in values["chat_template"]
-    values["chat_template"] = values["chat_template"].replace(old, new)
+def template_of(values: dict[str, Any], old: str, new: str, last: bool = False) -> None:
+    before, found, after = values["chat_template"].rpartition(old)
+    assert found
+    values["chat_template"] = before + new + after if last else values["chat_template"].replace(old, new)
 
 
 def add_first_token(values: dict[str, Any]) -> None:
@@ -57,7 +58,7 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str, str, int]] = 
         "end of turn is trained", "fail", 1,
     ),
     "another prompt": (
-        CONFIG, lambda v: template_of(v, "{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant: ' }}"),
+        CONFIG, lambda v: template_of(v, "<|im_start|>assistant\\n", "<|im_start|>assistant: ", last=True),
         "prompt begins its conversation", "fail", 6,
     ),
     "no template": (CONFIG, lambda v: v.pop("chat_template"), "chat template", "warn", 14),
@@ -70,7 +71,7 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str, str, int]] = 
     "a prefix that the merges contradict": (
         BACKEND, lambda v: v["model"].update(continuing_subword_prefix="##"), "loads", "fail", 8,
     ),
-    "not byte level": (BACKEND, lambda v: v.update(pre_tokenizer=None, decoder=None), "loads", "fail", 8),
+    "not byte level": (BACKEND, lambda v: v.update(pre_tokenizer=None, decoder=None), "all 256 bytes", "fail", 8),
     "a missing byte": (
         BACKEND, lambda v: v["model"]["vocab"].update({"\u0100\u0100": v["model"]["vocab"].pop("\u0100")}),
         "all 256 bytes", "fail", 8,

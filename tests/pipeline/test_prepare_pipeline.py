@@ -176,3 +176,18 @@ def test_a_reused_tokenizer_is_said_and_never_one_of_another_size(project, tmp_p
         project(data={"train": ["other.jsonl"]}, tokenizer={"vocab_size": 5000}).recipe, tmp_path / "run", said.append
     )
     assert any("it was trained on" in sentence and "rows.jsonl" in sentence for sentence in said)
+
+
+def test_pretraining_on_conversations_says_once_that_only_answers_are_trained(project):
+    """pitfall 14: a person who pretrains on instruction rows learns that most of their tokens are no targets."""
+    rows = [{"instruction": f"what is {i} and {i}?", "output": f"{2 * i}"} for i in range(40)]
+    project.write("chats.jsonl", rows)
+    made, said = built(project(data={"train": ["chats.jsonl"]}))
+    notes = [line for line in said if "only the answers are trained" in line]
+    share = made.train.manifest["trained_tokens"] / made.train.manifest["tokens"]
+    assert len(notes) == 1 and "40 conversations" in notes[0] and f"{share:.1%} of all tokens" in notes[0]
+    _, again = built(project(data={"train": ["chats.jsonl"]}))
+    assert notes == [line for line in again if "only the answers are trained" in line]  # reused shards say it, too
+    for sections in ({}, {"data": {"train": ["chats.jsonl"]}, "stage": "sft", "init_from": "random"}):
+        _, said = built(project(**sections, run=f"other-{len(sections)}"))
+        assert not any("only the answers are trained" in line for line in said)

@@ -197,10 +197,10 @@ def test_untagged_template_that_rewrites_earlier_turns_is_refused(tokenizer: Tok
 def test_untagged_template_that_changes_older_turns_can_be_chatted_with(tokenizer: Tokenizer) -> None:
     """As Qwen3's does: only the last reply gets an empty think block."""
     source = UNTAGGED.replace(
-        "{%- if message['role'] == 'assistant' %}",
-        "{%- if message['role'] == 'assistant' and loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}\n"
-        "    {%- if message['role'] == 'assistant' %}",
+        "{{- message['content'] }}",
+        "{%- if loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{{- message['content'] }}",
     )
+    assert source != UNTAGGED
     thinking = ChatTemplate(source, tokenizer)
     assert check_template(thinking) == tokenizer.token_id("<|im_end|>")
     assert trained_text(tokenizer, thinking.render(conversation("a", "b"))) == "<think>\n\n</think>\n\nb<|im_end|>"

@@ -173,8 +173,8 @@ def test_template_file_beside_the_tokenizer_is_read(tokenizer: Tokenizer, tmp_pa
         ({"tokenizer.json": b"{"}, "not JSON"),
         ({"tokenizer.json": b"[]"}, "expected a JSON object"),
         ({"tokenizer.json": b"\xff\xfe{}"}, "not UTF-8"),
-        ({"tokenizer.json": b"{}"}, "not a byte-level tokenizer"),
-        ({"tokenizer.model": b"x"}, "SentencePiece"),
+        ({"tokenizer.json": b"{}"}, "no model"),
+        ({"tokenizer.model": b"x"}, "not a whole SentencePiece model"),
     ],
 )
 def test_damaged_folders_are_refused_with_a_sentence(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
@@ -280,14 +280,14 @@ def test_report_names_nfkc_and_hash_prefix_and_pad_as_eos(tmp_path: Path, option
 def test_report_names_an_untrained_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Pitfall 1."""
     assert tokenizer.chat_template is not None
-    broken = tokenizer.chat_template.replace("message['content'] + '<|im_end|>' }}\n        {%- endgeneration %}",
-                                             "message['content'] }}\n        {%- endgeneration %}{{- '<|im_end|>' }}")  # fmt: skip
+    end = "            {{- '<|im_end|>' }}\n        {%- endgeneration %}"
+    broken = tokenizer.chat_template.replace(end, "        {%- endgeneration %}{{- '<|im_end|>' }}")
     assert broken != tokenizer.chat_template
     tokenizer.with_chat_template(broken).save(tmp_path)
     report = check_tokenizer(tmp_path)
     failed = [check for check in report["checks"] if check["ok"] is False]
-    assert [check["name"] for check in failed] == ["end of turn is trained"]
-    assert "<|im_end|>" in failed[0]["sentence"]
+    assert failed[0]["name"] == "end of turn is trained"
+    assert all("is trained" in check["name"] and "<|im_end|>" in check["sentence"] for check in failed)
     with pytest.raises(SproutError, match="never stop"):
         check_template(ChatTemplate(broken, tokenizer))
 

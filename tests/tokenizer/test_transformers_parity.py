@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from sproutlm.tokenizer import ChatTemplate, Tokenizer
 from sproutlm.tokenizer.check import HARD_TEXTS
@@ -63,6 +63,7 @@ def test_folder_loads_without_remote_code(theirs: Any, tokenizer: Tokenizer) -> 
 @given(text=ANY_TEXT)
 def test_ids_of_any_text_equal_transformers(tokenizer: Tokenizer, theirs: Any, text: str) -> None:
     """transformers 5.23; with and without its automatic special tokens (pitfall 7)."""
+    assume(not any(name in text for name in tokenizer.control_tokens))  # there, they are read out of text
     ids = tokenizer.encode(text)
     assert theirs.encode(text, add_special_tokens=False) == ids
     assert theirs(text)["input_ids"] == ids

@@ -24,19 +24,27 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Settings in place of the recipe's: train.steps=500"),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to FILE as JSON.")]
+_KINDS = {
+    "run": ("train", "one training run"),
+    "stages": ("run", "several stages"),
+    "clean": ("data clean", "the cleaning of data"),
+}
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show parameters, steps, memory and time; train nothing, write nothing.")
 ]
 
 
 def load(path: Path, overrides: list[str] | None, kind: str, environ: dict[str, str] | None = None) -> Loaded:
-    """Load a recipe of ``kind`` ('run' or 'stages'; 'any' takes both), saying what a person should know about it."""
+    """Load a recipe of ``kind`` ('run', 'stages' or 'clean'; 'any' takes all), saying what a person should know of it."""
+    from ..config.clean import CleanRecipe
     from ..config.load import load_recipe
     from ..config.schema import Pipeline
 
     loaded = load_recipe(path, overrides or (), environ=None if environ is None else {**os.environ, **environ})
-    if kind != "any" and isinstance(loaded.recipe, Pipeline) != (kind == "stages"):
-        verb, what = ("train", "one training run") if kind == "stages" else ("run", "several stages")
+    recipe = loaded.recipe
+    given = "clean" if isinstance(recipe, CleanRecipe) else "stages" if isinstance(recipe, Pipeline) else "run"
+    if kind not in ("any", given):
+        verb, what = _KINDS[given]
         raise SproutError(f"{path}: describes {what}; use: sprout {verb} {path}")
     for note in loaded.notes:
         say(note)

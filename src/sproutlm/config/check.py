@@ -143,6 +143,10 @@ class _Rounds:
 
 _STAND_INS: dict[str, Any] = {
     "data": {"train": [{"path": "x"}]},
+    "clean": {"sources": [{"path": "x"}], "out": "x"},
+    "sources": [{"path": "x"}],
+    "against": [{"path": "x"}],
+    "keep": ["x"],
     "train": {"steps": 1},
     "rows": 1,
     "says": ["x"],

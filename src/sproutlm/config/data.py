@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from .strict import Strict
+
+
+def _text_of_number(value: Any) -> Any:
+    """``eos: 50256`` is a number to YAML."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class SourceConfig(Strict):
@@ -14,9 +19,13 @@ class SourceConfig(Strict):
 
     path: str = Field(description="File, glob or folder; relative to the recipe; ${VARIABLES} are filled in.")
     format: str = Field(
-        "auto", description="auto, or a format's name, or package.module:attribute for a format of your own."
+        "auto",
+        description="auto, or a format's name, tokens (.bin, .ds, Megatron), or package.module:attribute for one of your own.",
     )
-    columns: dict[str, str] = Field(default_factory=dict, description="Field name the format expects -> column's name.")
+    columns: dict[str, Annotated[str, BeforeValidator(_text_of_number)]] = Field(
+        default_factory=dict,
+        description="Field name the format expects -> column's name; of token files: dtype and eos (an id).",
+    )
     encoding: str = Field("utf-8", description="Text encoding of the files.")
     max_rows: int | None = Field(None, gt=0, description="Read only the first N rows.")
     repeat: int = Field(1, ge=1, description="Times the rows of this source enter one epoch.")

@@ -10,12 +10,22 @@ from typing import Any
 
 from .document import Document, Key, Problem, dotted
 
-SOURCE_LISTS: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("tokenizer", "train_on"))
+SOURCE_LISTS: tuple[Key, ...] = (
+    ("data", "train"),
+    ("data", "validation"),
+    ("tokenizer", "train_on"),
+    ("clean", "sources"),
+    ("clean", "decontaminate", "against"),
+)
 RECIPE_PATHS: tuple[Key, ...] = (
     ("run",),
     ("init_from",),
     ("data", "cache"),
     ("tokenizer", "path"),
+    ("template", "use"),
+    ("clean", "out"),
+    ("clean", "tokenizer"),
+    ("clean", "language", "model"),
     *((*sources, "*", "path") for sources in SOURCE_LISTS),
 )
 STAGE_PATHS: tuple[Key, ...] = (
@@ -126,6 +136,8 @@ def resolve_paths(document: Document, skip: Mapping[Key, Problem]) -> dict[Key, 
         value = document.get(key)
         if key in skip or not isinstance(value, str) or (key[-1] == "init_from" and value == "random"):
             continue
+        if key[-1] == "use" and value.strip() and not ("/" in value or os.path.splitext(value)[1]):
+            continue  # a template's name
         where = document.where(key)
         if not value.strip():
             problems[key] = Problem(where, dotted(key), "empty; give a path, or leave the line out")

@@ -7,14 +7,15 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from .clean import CleanRecipe
 from .schema import Pipeline, Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> dict[str, Any]:
-    """Draft 2020-12: a recipe, or, where there are ``stages``, a pipeline; the short forms are valid too."""
-    _, schema = models_json_schema([(Recipe, "validation"), (Pipeline, "validation")])
+    """Draft 2020-12: a recipe, a pipeline where there are ``stages``, one of cleaning where there is ``clean``; the short forms are valid too."""
+    _, schema = models_json_schema([(Recipe, "validation"), (Pipeline, "validation"), (CleanRecipe, "validation")])
     definitions = schema["$defs"]
     source: dict[str, Any] = {"$ref": "#/$defs/SourceConfig"}
     path: dict[str, Any] = {"type": "string", "description": "File, glob, folder or synth:KIND."}
@@ -22,6 +23,8 @@ def json_schema() -> dict[str, Any]:
     _replace(definitions["DataConfig"], "train", sources)
     _replace(definitions["DataConfig"], "validation", [{"$ref": "#/$defs/HoldoutConfig"}, *sources, {"type": "null"}])
     _replace(definitions["TokenizerConfig"], "train_on", sources)
+    _replace(definitions["CleanConfig"], "sources", sources)
+    _replace(definitions["DecontaminateStep"], "against", sources)
     folder = {"type": "string", "description": "A tokenizer's folder, a run folder or a Hugging Face folder."}
     for section in ("Recipe", "TokenizerStage"):
         _replace(definitions[section], "tokenizer", [folder, {"$ref": "#/$defs/TokenizerConfig"}])
@@ -38,7 +41,11 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "if": {"required": ["stages"]},
         "then": {"$ref": "#/$defs/Pipeline"},
-        "else": {"$ref": "#/$defs/Recipe"},
+        "else": {
+            "if": {"required": ["clean"]},
+            "then": {"$ref": "#/$defs/CleanRecipe"},
+            "else": {"$ref": "#/$defs/Recipe"},
+        },
         "$defs": definitions,
     }
 

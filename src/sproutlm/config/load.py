@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from .check import check
+from .clean import CleanRecipe
 from .document import Document, Key, Problem, dotted, parse, to_yaml
 from .fill import escape_variables, expand_short_forms, fill_variables, resolve_paths
 from .names import nearest_name
@@ -22,7 +23,7 @@ from .schema import Pipeline, Recipe
 class Loaded:
     """A checked recipe and where it came from. ``notes`` are sentences that a person should see."""
 
-    recipe: Recipe | Pipeline
+    recipe: Recipe | Pipeline | CleanRecipe
     path: Path
     source_lines: dict[str, int]  # dotted key -> line in the file; 0 for what the command line gave
     overrides: tuple[str, ...]
@@ -34,8 +35,10 @@ class Loaded:
         return run_dir(self.recipe, self.cwd)
 
 
-def run_dir(recipe: Recipe | Pipeline, cwd: str | Path | None = None) -> Path:
+def run_dir(recipe: Recipe | Pipeline | CleanRecipe, cwd: str | Path | None = None) -> Path:
     """The run folder: what the recipe says, or ``runs/NAME`` below the current folder."""
+    if isinstance(recipe, CleanRecipe):
+        return Path(recipe.clean.out)
     return Path(recipe.run) if recipe.run is not None else Path(cwd or Path.cwd()).absolute() / "runs" / recipe.name
 
 
@@ -45,7 +48,7 @@ def load_recipe(
     cwd: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """Load the recipe (or pipeline, if it has ``stages``) at ``path``; ``overrides`` are ``key=value`` texts.
+    """Load the recipe (a pipeline, if it has ``stages``; one of cleaning, if it has ``clean``) at ``path``; ``overrides`` are ``key=value`` texts.
 
     Paths in the file are relative to its folder, those of ``overrides`` to ``cwd``. ``environ`` fills ``${VARIABLES}``
     (default: the process's environment). Raises ``RecipeError`` with every problem at once.
@@ -74,7 +77,11 @@ def load_recipe(
     return Loaded(recipe, file, lines, tuple(overrides), tuple(notes), cwd)
 
 
-def _check(document: Document, broken: Mapping[Key, Problem]) -> tuple[Recipe | Pipeline | None, list[Problem]]:
+def _check(
+    document: Document, broken: Mapping[Key, Problem]
+) -> tuple[Recipe | Pipeline | CleanRecipe | None, list[Problem]]:
+    if "clean" in document.data:
+        return check(CleanRecipe, document, broken=broken)
     if "stages" not in document.data:
         return check(Recipe, document, broken=broken)
     stages = document.data["stages"]
@@ -152,6 +159,6 @@ def _read(file: Path, label: str) -> str:
         raise RecipeError([f"{label}: cannot be read: {error.strerror}"]) from None
 
 
-def dump_recipe(recipe: Recipe | Pipeline) -> str:
+def dump_recipe(recipe: Recipe | Pipeline | CleanRecipe) -> str:
     """The recipe as YAML with every field written out; loading it gives an equal object, from any folder."""
     return to_yaml(escape_variables(recipe.model_dump(mode="json")))

@@ -113,6 +113,22 @@ class Recipe(Strict):
                     f"{train.batch_tokens} is not a multiple of data.seq_len={data.seq_len}; the nearest is {nearest}",
                 )
             )
+        if data.stride is not None and data.packing == "best_fit":
+            faults.append(
+                Fault(
+                    ("data.stride", "data.packing"),
+                    "best_fit fills rows with documents and has no sliding windows; set data.packing to stream (over the "
+                    "whole text) or none (over each document)",
+                )
+            )
+        if data.stride is not None and data.stride > data.seq_len:
+            faults.append(
+                Fault(
+                    ("data.stride", "data.seq_len"),
+                    f"{data.stride} is more than data.seq_len={data.seq_len}: the tokens between two windows would never "
+                    "be trained; set it to at most data.seq_len",
+                )
+            )
         if self.model is None and self.init_from in (None, "random"):
             faults.append(
                 Fault(("model", "init_from"), "missing; give a shape, or init_from: a run or a Hugging Face folder")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError, SproutError
-from .records import Chat, Message, Record, Text
+from .long_rows import Document, rendered, split_chat, truncate_chat
+from .records import Chat, Record, Text
 from .sources import Counts, Door, RawRow, record_from
 
 if TYPE_CHECKING:
     from ..tokenizer.template import ChatTemplate
     from ..tokenizer.tokenizer import Tokenizer
-
-# No token of a usual vocabulary spells more characters: a bound on what is worth trying when an answer is cut.
-LONGEST_TOKEN = 64
 
 
 class Encoded(NamedTuple):
@@ -37,8 +36,8 @@ def encode(record: Record, tokenizer: Tokenizer, template: ChatTemplate) -> Enco
     if isinstance(record, Text):
         return frame(tokenizer.encode(record.text), tokenizer.eos_id)
     if isinstance(record, Chat):
-        rendered = template.render(record.messages)
-        return Encoded(rendered.ids, rendered.trained)
+        ids, trained = rendered(record, template)
+        return Encoded(ids.tolist(), trained.tolist())
     raise DataError(refusal(record))
 
 
@@ -50,7 +49,11 @@ def frame(ids: list[int], eos_id: int) -> Encoded:
 
 
 def refusal(record: object) -> str:
-    kind = {"Preference": "a pair of a better and a worse answer", "Labelled": "a labelled text"}
+    kind = {
+        "Preference": "a pair of a better and a worse answer",
+        "UnpairedPreference": "an answer with a verdict, liked or not",
+        "Labelled": "a labelled text",
+    }
     name = type(record).__name__
     return (
         f"the row is {kind.get(name, name)}, which pretraining and SFT cannot learn from: give texts or conversations, "
@@ -58,75 +61,29 @@ def refusal(record: object) -> str:
     )
 
 
-# --- conversations that are too long ----------------------------------------------------------------------------------
-
-
-def fit_chat(chat: Chat, limit: int, tokenizer: Tokenizer, template: ChatTemplate) -> Encoded | None:
-    """A conversation cut to ``limit`` tokens, its end token kept (pitfall 2); None when no answer would be left.
-
-    What follows the last trained turn goes first, then the oldest turns up to a user's (a leading system message
-    stays), and when one exchange alone is too long, the end of its last answer.
-    """
-    head = chat.messages[:1] if chat.messages[0].role == "system" else ()
-    turns = chat.messages[len(head) :]
-    last = max((i for i, m in enumerate(turns) if _is_trained(m)), default=None)
-    if last is None:
-        return None
-    turns = turns[: last + 1]
-    starts = [0, *(i for i, m in enumerate(turns) if i and m.role == "user")]
-    low, high = 0, len(starts)  # the first start from which all fits; later starts are shorter
-    best = None
-    while low < high:
-        middle = (low + high) // 2
-        encoded = encode(Chat((*head, *turns[starts[middle] :])), tokenizer, template)
-        if len(encoded.ids) <= limit:
-            best, high = encoded, middle
-        else:
-            low = middle + 1
-    return best or _cut_last_answer((*head, *turns[starts[-1] :]), limit, tokenizer, template)
-
-
-def _is_trained(message: Message) -> bool:
-    return message.role == "assistant" if message.train is None else message.train
-
-
-def _cut_last_answer(
-    messages: tuple[Message, ...], limit: int, tokenizer: Tokenizer, template: ChatTemplate
-) -> Encoded | None:
-    """Keep as much of the last turn's text as fits, by bisection on its characters, so that none is cut in two."""
-    *before, last = messages
-    best = None
-    low, high = 1, min(len(last.content), limit * LONGEST_TOKEN)
-    while low <= high:
-        middle = (low + high) // 2
-        cut = Message(last.role, last.content[:middle], last.train)
-        encoded = encode(Chat((*before, cut)), tokenizer, template)
-        if len(encoded.ids) <= limit:
-            best, low = encoded, middle + 1
-        else:
-            high = middle - 1
-    return best
-
-
 # --- chunks of rows ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Tally:
-    """What became of rows, and of their tokens."""
+    """What became of rows, and of their tokens. A row that was split counts once as out, its pieces as documents."""
 
     counts: Counts = field(default_factory=Counts)
     tokens: int = 0
     trained_tokens: int = 0
-    lost_tokens: int = 0  # by truncating or dropping rows longer than seq_len
+    lost_tokens: int = 0  # by truncating or dropping rows longer than seq_len, or exchanges of them
     split: int = 0  # texts longer than seq_len, left for the packer to cut into pieces
+    split_chats: int = 0  # conversations longer than seq_len that were cut between exchanges
+    pieces: int = 0  # documents beyond one a row, from split conversations
+    cut_exchanges: int = 0  # of split conversations: too long by themselves, their last answer shortened
+    dropped_exchanges: int = 0  # of split conversations: no room for any answer
     chats: int = 0
     chats_with_stop: int = 0  # conversations in which a stop token is trained
 
     def merge(self, other: Tally) -> None:
         """Add another's figures to these."""
         self.counts.merge(other.counts)
-        for name in ("tokens", "trained_tokens", "lost_tokens", "split", "chats", "chats_with_stop"):
+        for name in (each.name for each in fields(self) if each.name != "counts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def as_dict(self) -> dict[str, Any]:
@@ -178,93 +135,136 @@ class Encoder:
             if not isinstance(record, Text | Chat):  # the wrong data for this stage: no row will be better
                 raise DataError(f"{raw.path}:{raw.line}: {refusal(record)}")
             accepted.append((raw, record))
-        documents: list[Encoded] = []
-        for (raw, record), encoded in zip(accepted, self._encode_all(accepted, tally), strict=True):
-            kept = self._keep(record, encoded, f"{raw.path}:{raw.line}", tally) if encoded is not None else None
-            if kept is not None:
-                documents.append(kept)
-        lengths = np.array([len(document.ids) for document in documents], dtype=np.int64)
+        documents: list[Document] = []
+        for (raw, record), document in zip(accepted, self._encode_all(accepted, tally), strict=True):
+            if document is None:
+                continue
+            try:
+                documents += self._keep(record, document, f"{raw.path}:{raw.line}", tally)
+            except DataError:
+                raise  # names its place already
+            except SproutError as error:  # the template refuses what was cut
+                self._refused(raw, error, tally)
         return EncodedChunk(
-            np.array([i for document in documents for i in document.ids], dtype=self.dtype),
-            np.array([t for document in documents for t in document.trained], dtype=np.bool_),
-            lengths,
+            np.concatenate([np.zeros(0, self.dtype), *(ids for ids, _ in documents)]),
+            np.concatenate([np.zeros(0, np.bool_), *(trained for _, trained in documents)]),
+            np.array([len(ids) for ids, _ in documents], dtype=np.int64),
             tally,
         )
 
-    def _encode_all(self, accepted: Sequence[tuple[RawRow, Record]], tally: Tally) -> list[Encoded | None]:
+    def _encode_all(self, accepted: Sequence[tuple[RawRow, Record]], tally: Tally) -> list[Document | None]:
         """Encode records, texts in one go; None for one that could not be and was counted."""
         texts = [record.text for _, record in accepted if isinstance(record, Text)]
         try:
-            ids = iter(self.tokenizer.encode_batch(texts))
+            batch = iter(self._framed(self.tokenizer.encode_batch(texts)))
             batched = True
         except SproutError:
             batched = False  # some row's fault: one by one tells whose
-        encoded: list[Encoded | None] = []
+        documents: list[Document | None] = []
         for raw, record in accepted:
             try:
-                if batched and isinstance(record, Text):
-                    encoded.append(frame(next(ids), self.tokenizer.eos_id))
+                if isinstance(record, Text):
+                    documents.append(next(batch) if batched else self._framed([self.tokenizer.encode(record.text)])[0])
                 else:
-                    encoded.append(encode(record, self.tokenizer, self.template))
+                    assert isinstance(record, Chat)
+                    documents.append(rendered(record, self.template, self.dtype))
             except SproutError as error:
-                where = f"{raw.path}:{raw.line}"
-                if self.on_bad_row != "skip":
-                    raise DataError(f"{where}: {error}. Mend the row, or set on_bad_row: skip") from error
-                tally.counts.withdraw("cannot be encoded", f"{where}: {error}; the row was skipped")
-                encoded.append(None)
-        return encoded
+                self._refused(raw, error, tally)
+                documents.append(None)
+        return documents
 
-    def _keep(self, record: Record, encoded: Encoded, where: str, tally: Tally) -> Encoded | None:
-        """Apply ``on_long``, leave out what trains nothing (pitfall 23), and count; None when the row is dropped."""
-        if not encoded.ids:
+    def _refused(self, raw: RawRow, error: SproutError, tally: Tally) -> None:
+        where = f"{raw.path}:{raw.line}"
+        if self.on_bad_row != "skip":
+            raise DataError(f"{where}: {error}. Mend the row, or set on_bad_row: skip") from error
+        tally.counts.withdraw("cannot be encoded", f"{where}: {error}; the row was skipped")
+
+    def _framed(self, batch: Sequence[Sequence[int]]) -> list[Document]:
+        """``frame`` for many texts at once: most of a large corpus goes through here."""
+        sizes = np.array([len(ids) + 2 if ids else 0 for ids in batch], dtype=np.int64)
+        ends = np.cumsum(sizes)
+        first = (ends - sizes)[sizes > 0]
+        tokens = np.full(int(sizes.sum()), self.tokenizer.eos_id, dtype=self.dtype)
+        trained = np.ones(len(tokens), dtype=np.bool_)
+        trained[first] = False
+        inside = trained.copy()
+        inside[ends[sizes > 0] - 1] = False
+        count = len(tokens) - 2 * len(first)
+        tokens[inside] = np.fromiter(chain.from_iterable(batch), dtype=self.dtype, count=count)
+        starts = (ends - sizes).tolist()
+        return [Document(tokens[a:b], trained[a:b]) for a, b in zip(starts, ends.tolist(), strict=True)]
+
+    def _keep(self, record: Record, document: Document, where: str, tally: Tally) -> list[Document]:
+        """Apply ``on_long``, leave out what trains nothing (pitfall 23), and count; empty when the row is dropped."""
+        if not len(document.ids):
             tally.counts.withdraw("empty")
-            return None
-        kept: Encoded | None = encoded
-        if len(encoded.ids) > self.seq_len:
-            kept = self._shorten(record, encoded, where, tally)
-            if kept is None:
-                return None
-        assert kept is not None
-        if not any(kept.trained[1:]):  # nothing comes before the first token, so it is never a target
+            return []
+        kept = [document]
+        if isinstance(record, Text) and len(document.ids) <= self.seq_len:  # the usual case: all but its first token
+            tally.tokens += len(document.ids)
+            tally.trained_tokens += len(document.ids) - 1
+            return kept
+        if len(document.ids) > self.seq_len:
+            kept = self._shorten(record, document, where, tally)
+            if not kept:
+                return []
+        # Nothing comes before a document's first token, so it is never a target.
+        teaching = [document for document in kept if document.trained[1:].any()]
+        if not teaching:
             tally.counts.withdraw("nothing trained")
-            return None
-        tally.tokens += len(kept.ids)
-        tally.trained_tokens += sum(kept.trained)
+            return []
+        tally.pieces += len(teaching) - 1
+        for ids, trained in teaching:
+            tally.tokens += len(ids)
+            tally.trained_tokens += int(trained.sum())
         if isinstance(record, Chat):
-            stops = self.template.stop_ids
             tally.chats += 1
-            tally.chats_with_stop += any(t and i in stops for i, t in zip(*kept, strict=True))
-        return kept
+            tally.chats_with_stop += all(self._stops(document) for document in teaching)
+        return teaching
 
-    def _shorten(self, record: Record, encoded: Encoded, where: str, tally: Tally) -> Encoded | None:
-        """What ``on_long`` makes of a document of more than ``seq_len`` tokens; None when it is dropped."""
-        is_chat, policy, length = isinstance(record, Chat), self.on_long, len(encoded.ids)
+    def _stops(self, document: Document) -> bool:
+        """Whether a stop token is trained."""
+        return any((document.trained & (document.ids == stop)).any() for stop in self.template.stop_ids)
+
+    def _shorten(self, record: Record, document: Document, where: str, tally: Tally) -> list[Document]:
+        """What ``on_long`` makes of a document of more than ``seq_len`` tokens; empty when it is dropped."""
+        policy, length = self.on_long, len(document.ids)
         if policy == "auto":
-            policy = "truncate" if is_chat else "split"
-        if policy == "split":
-            if is_chat:
-                raise DataError(
-                    f"{where}: the conversation has {length:,} tokens, more than seq_len={self.seq_len:,}, and a piece "
-                    "without its question teaches nothing: set data.on_long to truncate, drop or error, or raise "
-                    "data.seq_len"
-                )
-            tally.split += 1
-            return encoded  # the packer cuts it into pieces; no token is lost
+            policy = "truncate" if isinstance(record, Chat) else "split"
         if policy == "error":
             raise DataError(
                 f"{where}: the row has {length:,} tokens, more than seq_len={self.seq_len:,}; raise data.seq_len, or set "
-                "data.on_long to truncate, split (texts only) or drop"
+                "data.on_long to truncate, split or drop"
             )
+        if policy == "split" and not isinstance(record, Chat):
+            tally.split += 1
+            return [document]  # the packer cuts it into pieces; no token is lost
+        if policy == "split":
+            assert isinstance(record, Chat)
+            return self._split(record, length, tally)
         short = None
         if policy == "truncate" and isinstance(record, Chat):
-            short = fit_chat(record, self.seq_len, self.tokenizer, self.template)
+            short = truncate_chat(record, self.seq_len, self.template, self.dtype)
         elif policy == "truncate":  # the end is kept here too: every document teaches to stop
-            keep = self.seq_len - 1
-            short = Encoded([*encoded.ids[:keep], encoded.ids[-1]], [*encoded.trained[:keep], encoded.trained[-1]])
-        tally.lost_tokens += length - (len(short.ids) if short else 0)
+            keep = [*range(self.seq_len - 1), -1]
+            short = Document(document.ids[keep], document.trained[keep])
         if short is None:
-            reason = "longer than seq_len" if policy == "drop" else "prompt longer than seq_len"
-            tally.counts.withdraw(reason)
-        else:
-            tally.counts.truncated += 1
-        return short
+            tally.lost_tokens += length
+            tally.counts.withdraw("longer than seq_len" if policy == "drop" else "prompt longer than seq_len")
+            return []
+        tally.lost_tokens += length - len(short.ids)
+        tally.counts.truncated += 1
+        return [short]
+
+    def _split(self, chat: Chat, length: int, tally: Tally) -> list[Document]:
+        pieces = split_chat(chat, self.seq_len, self.template, self.dtype)
+        if not pieces.documents:
+            tally.lost_tokens += length
+            tally.counts.withdraw("prompt longer than seq_len")
+            return []
+        tally.split_chats += 1
+        tally.counts.truncated += pieces.cut > 0
+        tally.cut_exchanges += pieces.cut
+        tally.dropped_exchanges += pieces.dropped
+        tally.lost_tokens += pieces.lost_tokens
+        return pieces.documents

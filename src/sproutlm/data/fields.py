@@ -33,6 +33,8 @@ def lookup(value: Any, field: str, columns: dict[str, str], default: Any = _REQU
         raise RowError(f"the row is {a_kind(value)}, not an object with {path!r}", reason="row is not an object")
     if path in value:
         return value[path]
+    if default is not _REQUIRED and "." not in path:
+        return default
     found: Any = value
     for step in path.split("."):
         if isinstance(found, dict) and step in found:

@@ -47,6 +47,12 @@ class FileHashes:
             self._fresh[name] = [*stamp, digest]
         return digest
 
+    def stamp(self, *paths: Path) -> None:
+        """Note size and times of files that are too large to be hashed, for ``unchanged``."""
+        for path in paths:
+            stat = path.stat()
+            self._stamps[path] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
     def unchanged(self, path: Path) -> bool:
         """Whether a file whose hash was asked for has not been touched since."""
         try:

@@ -13,10 +13,12 @@ import importlib
 import io
 import os
 import re
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
@@ -45,6 +47,7 @@ class FoundFiles:
     ignored: int = 0
 
 
+@lru_cache(maxsize=4096)  # asked for every row
 def kind_of(path: Path) -> Kind | None:
     """What a file holds, by its suffix (``.jsonl.gz`` is jsonl), or None when the suffix is unknown."""
     suffixes = [s.lower() for s in path.suffixes]
@@ -136,13 +139,32 @@ def reading(path: Path, encoding: str = "utf-8") -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+_OPENED: weakref.WeakValueDictionary[Path, Any] = weakref.WeakValueDictionary()  # for ``position``
+
+
 def open_binary(path: Path) -> BinaryIO:
     """The decompressed bytes of a file, with ``peek``."""
+    stream: Any
     if path.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix.lower() == ".zst":
-        return io.BufferedReader(_ZstdFile(path), 1 << 18)
-    return open(path, "rb")
+        stream = gzip.open(path, "rb")
+        _OPENED[path] = stream.fileobj
+    elif path.suffix.lower() == ".zst":
+        stream = io.BufferedReader(_ZstdFile(path), 1 << 18)
+        _OPENED[path] = stream.raw
+    else:
+        stream = _OPENED[path] = open(path, "rb")
+    return cast(BinaryIO, stream)
+
+
+def position(path: Path) -> int | None:
+    """How many bytes of the file as it lies on the disk were read so far, where one is open; for showing progress."""
+    stream = _OPENED.get(path)
+    try:
+        if isinstance(stream, _ZstdFile):
+            return stream.packed_position()
+        return None if stream is None else int(stream.tell())
+    except (OSError, ValueError):  # closed meanwhile
+        return None
 
 
 def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
@@ -190,6 +212,9 @@ class _ZstdFile(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def packed_position(self) -> int:
+        return self._file.tell()
 
     def close(self) -> None:
         if not self.closed:

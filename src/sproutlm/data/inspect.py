@@ -9,15 +9,17 @@ import codecs
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..config.schema import SourceConfig
-from ..errors import SproutError
+from ..errors import DataError, SproutError
 from .encode import encode
+from .external import eos_of
 from .records import Record
 from .sources import Counts, OpenSource, no_records, open_source, record_from
+from .token_files import documents_of, find_documents, find_token_files, is_token_source, open_token_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +47,8 @@ def inspect_file(
     columns: dict[str, str] | None = None,
     encoding: str = "utf-8",
     limit: int = STATISTICS_ROWS,
+    fill: dict[str, str] | None = None,
+    role_order: Literal["strict", "any"] = "strict",
 ) -> dict[str, Any]:
     """Report on a file, glob or folder: ``rows`` (``where``, ``ids``, ``trained``, ``text``, ``pieces``) and ``statistics``.
 
@@ -54,7 +58,11 @@ def inspect_file(
     from ..tokenizer.template import ChatTemplate
     from ..tokenizer.tokenizer import Tokenizer
 
-    source = SourceConfig(path=str(path), format=format, columns=columns or {}, encoding=encoding)
+    source = SourceConfig(
+        path=str(path), format=format, columns=columns or {}, encoding=encoding, fill=fill or {}, role_order=role_order
+    )
+    if is_token_source(source):
+        return _inspect_tokens(source, tokenizer_dir, rows, seq_len, limit)
     notes: list[str] = []
     if tokenizer_dir is not None:
         tokenizer = Tokenizer.load(Path(tokenizer_dir))
@@ -83,6 +91,47 @@ def inspect_file(
     return {
         "source": str(path),
         "format": opened.door.format.name,
+        "tokenizer": tokenizer.where,
+        "notes": notes,
+        "rows": shown,
+        "statistics": {**counts.as_dict(), **statistics.as_dict()},
+    }
+
+
+def _inspect_tokens(
+    source: SourceConfig, tokenizer_dir: str | Path | None, rows: int, seq_len: int | None, limit: int
+) -> dict[str, Any]:
+    """The report on ready-made token streams: their first ``limit`` documents."""
+    from ..tokenizer.template import ChatTemplate
+    from ..tokenizer.tokenizer import Tokenizer
+
+    if tokenizer_dir is None:
+        raise DataError(f"{source.path}: holds token ids; name the folder of their tokenizer with --tokenizer")
+    tokenizer = Tokenizer.load(Path(tokenizer_dir))
+    statistics = _Statistics(tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer), seq_len)
+    counts, kinds = Counts(), set()
+    shown: list[dict[str, Any]] = []
+    notes = list(tokenizer.notes)
+    eos_id = eos_of(source, tokenizer.eos_id)
+    for path in find_token_files(source):
+        room = limit - counts.rows_in
+        if room <= 0:
+            break
+        file = open_token_file(path, source, tokenizer.vocab_size)
+        spans = find_documents(file, eos_id, tokenizer.vocab_size, max_documents=room)
+        kinds.add(f"{file.kind}, {file.dtype.name}")
+        counts.rows_in += spans.rows_in
+        counts.records_out += len(spans.starts)
+        counts.dropped.update(spans.dropped)
+        for number, (ids, trained) in enumerate(documents_of(file, spans), 1):
+            statistics.add(ids.tolist(), trained.tolist())
+            if len(shown) < rows:
+                shown.append(_shown(f"{path}:{number}", "document", ids.tolist(), trained.tolist(), tokenizer))
+    if counts.rows_in >= limit:
+        notes.append(f"statistics are over the first {limit:,} documents")
+    return {
+        "source": source.path,
+        "format": f"tokens ({'; '.join(sorted(kinds))})",
         "tokenizer": tokenizer.where,
         "notes": notes,
         "rows": shown,
@@ -168,13 +217,14 @@ def pieces_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """What each token adds to the text. A character spread over several tokens stands at the last of them."""
     control = {id_: name for name, id_ in tokenizer.control_tokens.items()}
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces = []
+    pieces, fresh = [], tokenizer.begins_text(None)
     for id_ in ids:
+        piece, fresh = tokenizer.spell(id_, fresh)
         if id_ in control:
             pieces.append(decoder.decode(b"", final=True) + control[id_])
             decoder.reset()
         else:
-            pieces.append(decoder.decode(tokenizer.decode_bytes([id_])))
+            pieces.append(decoder.decode(piece))
     if pieces:
         pieces[-1] += decoder.decode(b"", final=True)
     return pieces

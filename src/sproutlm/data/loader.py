@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .packing import pack
+from .packing import pack, packing_statistics
 
 if TYPE_CHECKING:
     from .shards import TokenDataset
@@ -104,7 +104,8 @@ class Loader:
     Which tokens are targets: those that the data set marks as trained, where the same row holds the token before them.
     With ``document_mask`` that must be a token of the same document. Without it a row is one context, counted through:
     a document's first token may be a target (in our shards that is its leading end token, which is not trained); only
-    the first token of a long document's further piece never is, because what it continues stands in another row.
+    the first token of a long document's further piece never is, because what it continues stands in another row. With
+    ``stride`` rows are overlapping windows (``pack``), and every token of a window but its first is trained each time.
     """
 
     def __init__(
@@ -118,17 +119,20 @@ class Loader:
         document_mask: bool = True,
         pad_id: int = 0,
         repeat: int = 1,
+        stride: int | None = None,
     ) -> None:
         self.dataset, self.seq_len, self.rows_per_step = dataset, seq_len, rows_per_step
         self.document_mask, self.pad_id = document_mask, pad_id
         # An epoch holds a repeated source's documents several times; ``entries`` maps packed entries to documents.
         entries = np.tile(dataset.epoch_entries(), repeat)
-        self.packing = pack(dataset.lengths[entries], seq_len, packing)
+        lengths = dataset.lengths[entries]
+        self.packing = pack(lengths, seq_len, packing, stride=stride)
         if not self.packing.n_rows:
             raise DataError(f"{dataset.path}: no document to train on; the data set or the part of it used is empty")
         segment_document = entries[self.packing.segment_document]
         self._segment_start = dataset.starts[segment_document] + self.packing.segment_offset  # (segments,) tokens
         self._key = f"{dataset.fingerprint}/{seed}"
+        self.statistics = packing_statistics(lengths, self.packing, seq_len)
 
     @property
     def rows(self) -> int:

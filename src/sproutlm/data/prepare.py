@@ -7,14 +7,11 @@ continues there. The manifest comes last: its presence says that the data set is
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,11 +22,14 @@ import numpy as np
 from ..config.schema import SourceConfig
 from ..errors import DataError
 from .encode import EncodedChunk, Encoder, Tally
+from .external import note_token_file
 from .file_hashes import FileHashes
 from .files import find_files
 from .formats import resolve_format
+from .shard_folder import alone_in, read_json, write_json, writing
 from .shards import FORMAT, MANIFEST, PROGRESS, ShardWriter, TokenDataset
 from .sources import Counts, no_records, open_source
+from .token_files import find_token_files, is_token_source, stamp
 from .workers import Encoding, chunks, encode_chunks, encoding_processes, expected_bytes, worker_count
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..tokenizer.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
-OUR_FILES = re.compile(r"\.?(\d{5,}\.ds(\.index|\.loss|\.metadata)?|manifest\.json|progress\.json)(\.tmp)?")
+OUR_FILES = re.compile(r"\.?(\d{5,}\.(spans|ds(\.index|\.loss|\.metadata)?)|manifest\.json|progress\.json)(\.tmp)?")
 EARLY_CHATS = 1000  # conversations after which a stop token that none has trained is no accident
 
 
@@ -66,9 +66,9 @@ def prepare(
     key = _key(sources, encoder, shard_tokens, hashes)
     dataset = _reuse(out, key, sources, hashes, say)
     if dataset is None:
-        with _writing(out):
+        with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        with _alone_in(out):
+        with alone_in(out):
             job = _Job(out, key, sources, encoder, shard_tokens, say)
             try:
                 job.run(hashes, workers)
@@ -90,7 +90,11 @@ def _key(sources: Sequence[SourceConfig], encoder: Encoder, shard_tokens: int, h
     described = []
     for source in sources:
         entry = source.model_dump(exclude={"path", "repeat"})
-        entry["files"] = [[path.name, hashes.sha256(path)] for path in find_files(source.path).paths]
+        if is_token_source(source):
+            entry["files"] = [stamp(path) for path in find_token_files(source)]
+            hashes.stamp(*find_token_files(source))
+        else:
+            entry["files"] = [[path.name, hashes.sha256(path)] for path in find_files(source.path).paths]
         if ":" in source.format:
             entry["code"] = _code_of(source.format)
         described.append(entry)
@@ -116,13 +120,13 @@ def _code_of(spec: str) -> str:
 
 def _reuse(out: Path, key: str, sources: Sequence[SourceConfig], hashes: FileHashes, say: Say) -> TokenDataset | None:
     """The data set at ``out`` if it is what would be made now; a changed ``repeat`` needs only another manifest."""
-    manifest = _read_json(out / MANIFEST)
+    manifest = read_json(out / MANIFEST)
     if manifest.get("key") != key or manifest.get("format") != FORMAT:
         return None
     if not all(_is_whole(out, shard, hashes) for shard in manifest["shards"]):
         return None
     if [s["repeat"] for s in manifest["sources"]] != [s.repeat for s in sources]:
-        with _writing(out):
+        with writing(out):
             _write_manifest(out, manifest, sources)
     dataset = TokenDataset(out)
     say(f"reusing the token shards at {out}: {dataset.n_documents:,} documents, {dataset.n_tokens:,} tokens")
@@ -166,23 +170,28 @@ class _Job:
         self.writer: ShardWriter | None = None
 
     def run(self, hashes: FileHashes, workers: int) -> None:
-        with _writing(self.out):
+        with writing(self.out):
             self._continue(hashes)
-        total = expected_bytes([path for source in self.sources for path in find_files(source.path).paths])
+        texts = [source for source in self.sources if not is_token_source(source)]
+        total = expected_bytes([path for source in texts for path in find_files(source.path).paths])
         with encoding_processes(self.encoder, worker_count(workers, total), total, self.say) as encoding:
             for index in range(len(self.sources)):
-                if not self.states[index].done:
+                if self.states[index].done:
+                    continue
+                if is_token_source(self.sources[index]):
+                    self._token_source(index)
+                else:
                     self._source(index, encoding)
         if self.writer is not None:
             self._close_shard()
-        for path in (path for source in self.sources for path in find_files(source.path).paths):
+        for path in (path for source in self.sources for path in files_of(source)):
             if not hashes.unchanged(path):
                 raise DataError(f"{path}: the file changed while it was being read; run the same command again")
         self._conclude()
 
     def _continue(self, hashes: FileHashes) -> None:
         """Keep finished shards that are whole; everything after the first that is not is made again."""
-        records = [_read_json(self.out / name) for name in (PROGRESS, MANIFEST)]
+        records = [read_json(self.out / name) for name in (PROGRESS, MANIFEST)]
         if not any((self.out / name).exists() for name in (PROGRESS, MANIFEST)) and any(self.out.glob("*.ds")):
             raise DataError(
                 f"{self.out}: holds token shards that this program did not write, and they would be overwritten; choose "
@@ -207,7 +216,7 @@ class _Job:
                 file.unlink()
 
     def _save_progress(self) -> None:
-        _write_json(self.out / PROGRESS, {"key": self.key, "shards": self.finished})
+        write_json(self.out / PROGRESS, {"key": self.key, "shards": self.finished})
 
     def _source(self, index: int, encoding: Encoding) -> None:
         source, state = self.sources[index], self.states[index]
@@ -223,6 +232,27 @@ class _Job:
         if not counts.records_out:
             raise no_records(source, counts.dropped, counts.examples)
         self._check_stops(source, state.tally, 1)
+        state.done = True
+
+    def _token_source(self, index: int) -> None:
+        """Take over token files as they lie, each as a shard of its own between ours."""
+        source, state = self.sources[index], self.states[index]
+        if self.writer is not None:
+            self._close_shard()  # documents are numbered in the order of the sources
+        for path in find_token_files(source)[state.rows :]:
+            seen = state.tally.counts.rows_in
+            if source.max_rows is not None and seen >= source.max_rows:
+                break
+            limit = None if source.max_rows is None else source.max_rows - seen
+            with writing(self.out):
+                entry, tally = note_token_file(
+                    self.out, len(self.finished), path, source, self.encoder, limit, self.say
+                )
+            state.tally.merge(tally)
+            state.rows += 1
+            state.documents += entry["documents"]
+            self._finish(entry)
+        state.tally.counts.check()
         state.done = True
 
     def _check_stops(self, source: SourceConfig, tally: Tally, least: int) -> None:
@@ -248,7 +278,7 @@ class _Job:
                 upto = at + 1  # longer than a shard: it has one to itself
             if upto > at:
                 tokens = slice(ends[at], ends[upto])
-                with _writing(self.out):
+                with writing(self.out):
                     self.writer.add(chunk.tokens[tokens], chunk.trained[tokens], chunk.lengths[at:upto])
                 state.documents += upto - at
                 at = upto
@@ -261,9 +291,13 @@ class _Job:
 
     def _close_shard(self) -> None:
         assert self.writer is not None
-        with _writing(self.out):
+        with writing(self.out):
             shard = self.writer.close()
             self.writer = None
+        self._finish(shard)
+
+    def _finish(self, shard: dict[str, Any]) -> None:
+        with writing(self.out):
             self.finished.append({**shard, "sources": [state.as_dict() for state in self.states]})
             self._save_progress()
 
@@ -275,7 +309,9 @@ class _Job:
             entries.append({"path": source.path, "documents": [documents, documents + state.documents]})
             documents += state.documents
         tokens = sum(shard["tokens"] for shard in self.finished)
-        assert documents == whole.counts.records_out == sum(shard["documents"] for shard in self.finished)
+        assert (
+            documents == whole.counts.records_out + whole.pieces == sum(shard["documents"] for shard in self.finished)
+        )
         assert tokens == whole.tokens
         manifest = {
             "format": FORMAT,
@@ -292,7 +328,7 @@ class _Job:
             "sources": entries,
             "shards": self.finished,  # with the place reached after each, from where a damaged one is made again
         }
-        with _writing(self.out):
+        with writing(self.out):
             _write_manifest(self.out, manifest, self.sources)
             (self.out / PROGRESS).unlink(missing_ok=True)
         for line in said_of(whole):
@@ -313,6 +349,16 @@ def said_of(tally: Tally) -> list[str]:
         lines.append(f"{tally.lost_tokens:,} tokens lost to rows longer than seq_len (data.on_long, data.seq_len)")
     if tally.split:
         lines.append(f"{tally.split:,} texts longer than seq_len: cut into pieces, no token lost")
+    if tally.split_chats:
+        lines.append(
+            f"{tally.split_chats:,} conversations longer than seq_len: cut between exchanges into "
+            f"{tally.split_chats + tally.pieces:,} documents"
+        )
+    if tally.cut_exchanges or tally.dropped_exchanges:
+        lines.append(
+            f"  exchanges too long by themselves: {tally.cut_exchanges:,} with their answer shortened, "
+            f"{tally.dropped_exchanges:,} dropped"
+        )
     if tally.chats:
         lines.append(f"{tally.chats_with_stop:,} of {tally.chats:,} conversations train a stop token")
     return lines
@@ -323,72 +369,22 @@ def _write_manifest(out: Path, manifest: dict[str, Any], sources: Sequence[Sourc
     for entry, source in zip(manifest["sources"], sources, strict=True):
         entry["repeat"] = source.repeat
     decisive = {
-        "shards": [shard["files"] for shard in manifest["shards"]],
+        "shards": [[shard["files"], *_content_of(shard)] for shard in manifest["shards"]]
+        if any("external" in shard for shard in manifest["shards"])
+        else [shard["files"] for shard in manifest["shards"]],
         "tokenizer": manifest["tokenizer"],
         "template": manifest["template"],
         "repeat": [[entry["documents"], entry["repeat"]] for entry in manifest["sources"]],
     }
     manifest["fingerprint"] = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    _write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+def _content_of(shard: dict[str, Any]) -> list[Any]:
+    """What a token file's tokens follow from, and not where it lies or when it was copied there."""
+    return [shard["external"][name] for name in ("dtype", "offset", "size", "edges")] if "external" in shard else []
 
 
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Refuse a second process that prepares in the same folder. The lock dies with its process, also under kill -9."""
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    with _writing(out):
-        handle = open(out / ".lock", "w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{out}: another process prepares token shards in this folder; wait for it, or name another folder with "
-                "data.cache"
-            ) from None
-        yield
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn what the system raises while shards are written into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sentence = "the disk is full; free some space, or name a folder on another disk with data.cache"
-        elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            sentence = "it cannot be written; grant the permission, or name another folder with data.cache"
-        else:
-            sentence = f"writing failed ({error.strerror or error})"
-        raise DataError(
-            f"{out}: {sentence}. Finished shards are kept: the same command continues after them"
-        ) from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            json.dump(value, f, indent=1, ensure_ascii=False)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk every byte counts
-        raise
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def files_of(source: SourceConfig) -> Sequence[Path]:
+    """The files of a source, of text or of tokens."""
+    return find_token_files(source) if is_token_source(source) else find_files(source.path).paths

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,3 +108,17 @@ def messages_of(record: Record) -> tuple[tuple[Message, ...], ...]:
     if isinstance(record, Preference):
         return (record.prompt, record.chosen, record.rejected)
     return (record.prompt, record.completion) if isinstance(record, UnpairedPreference) else ()
+
+
+def texts_of(record: Record) -> Iterator[str]:
+    """Every piece of text in a record, whatever its kind: contents, thinking, what calls pass, what tools say."""
+    if isinstance(record, Text | Labelled):
+        yield record.text
+        return
+    for messages in messages_of(record):
+        for message in messages:
+            yield message.content
+            if message.reasoning_content:
+                yield message.reasoning_content
+            yield from (json.dumps(call.arguments, ensure_ascii=False) for call in message.tool_calls)
+    yield from (json.dumps(tool, ensure_ascii=False) for tool in record.tools)

@@ -23,15 +23,22 @@ PROGRESS = "progress.json"  # beside shards that are not all there yet
 FORMAT = 1  # raised when the layout, or what is made of the same input, changes
 SUFFIXES = ("", ".index", ".loss", ".metadata")
 EDGE_BYTES = 1 << 20  # read at each end of a foreign shard to know it again
+CURE = "prepare the data again (delete this folder first)"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One memory-mapped shard: tokens, and which are trained where that is stored."""
+    """One memory-mapped shard: tokens, and which are trained where that is stored.
+
+    A token file used where it lies has ``starts``, the first token of each document in it; ``first`` is the number of
+    the first of them. In shards of our own, documents lie one after another.
+    """
 
     path: Path
     tokens: np.ndarray
     trained: np.ndarray | None
+    starts: np.ndarray | None = None
+    first: int = 0
 
 
 class TokenDataset:
@@ -44,48 +51,34 @@ class TokenDataset:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = _read_manifest(self.path)
-        if self.manifest:
-            files = [self.path / shard["file"] for shard in self.manifest["shards"]]
-        else:
-            files = sorted(self.path.glob("*.ds"))
+        entries: list[dict[str, Any]] = self.manifest.get("shards") or [
+            {"file": file.name} for file in sorted(self.path.glob("*.ds"))
+        ]
         self.shards: list[Shard] = []
         ends: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
         starts = [0]  # first token of each shard
-        for file in files:
-            shard_ends = self._open(file)
+        n_documents = 0
+        for entry in entries:
+            shard_ends = self._map_external(entry, n_documents) if "external" in entry else self._map(entry)
             ends.append(shard_ends + starts[-1])
             starts.append(int(ends[-1][-1]) if len(shard_ends) else starts[-1])
+            n_documents += len(shard_ends)
         self._shard_starts = np.array(starts[:-1], dtype=np.int64)
         self._bounds = np.concatenate(ends)  # (documents + 1,): document i holds tokens bounds[i] up to bounds[i + 1]
         self._range = (0, len(self._bounds) - 1)
+        files = [shard.path for shard in self.shards]
         self._fingerprint = self.manifest.get("fingerprint") or _foreign_fingerprint(files)
 
-    def _open(self, file: Path) -> np.ndarray:
+    def _map(self, entry: dict[str, Any]) -> np.ndarray:
         """Map one shard; returns its document ends, int64."""
-        index_file, loss_file = Path(f"{file}.index"), Path(f"{file}.loss")
-        cure = "prepare the data again (delete this folder first)"
-        for part in (file, index_file):
-            if not part.is_file():
-                raise DataError(f"{part}: this file of the token shards is missing; {cure}")
-        if index_file.stat().st_size % 8:
-            raise DataError(f"{index_file}: cut short ({index_file.stat().st_size} bytes, not a multiple of 8); {cure}")
-        ends = np.fromfile(index_file, dtype="<u8").astype(np.int64)
-        if (np.diff(ends, prepend=0) < 0).any():
-            raise DataError(f"{index_file}: document ends go backwards, so the file is damaged; {cure}")
-        total, size = int(ends[-1]) if len(ends) else 0, file.stat().st_size
-        width = self._token_bytes(file, total)
-        if size != total * width:
-            raise DataError(
-                f"{file}: {size:,} bytes, where its index promises {total:,} tokens of {width} bytes; it was cut short "
-                f"or overwritten: {cure}"
-            )
-        expected: dict[str, str] = next(
-            (s["files"] for s in self.manifest.get("shards", []) if s["file"] == file.name), {}
-        )
-        if loss_file.is_file() if not self.manifest else ".loss" in expected:
+        file = self.path / entry["file"]
+        loss_file = Path(f"{file}.loss")
+        ends, width = read_index(file, self.manifest.get("token_bytes"))
+        total = int(ends[-1]) if len(ends) else 0
+        if loss_file.is_file() if not self.manifest else ".loss" in entry["files"]:
             found = loss_file.stat().st_size if loss_file.is_file() else 0
             if found != total:
-                raise DataError(f"{loss_file}: {found:,} bytes for {total:,} tokens; {cure}")
+                raise DataError(f"{loss_file}: {found:,} bytes for {total:,} tokens; {CURE}")
             trained = np.memmap(loss_file, dtype=np.bool_, mode="r") if total else np.zeros(0, dtype=np.bool_)
         else:
             trained = None
@@ -93,16 +86,19 @@ class TokenDataset:
         self.shards.append(Shard(file, tokens, trained))
         return ends
 
-    def _token_bytes(self, file: Path, total: int) -> int:
-        """Bytes per token: the manifest's, or the metadata's (``tokenizer|bytes`` in its first line), or by the size."""
-        if self.manifest:
-            return int(self.manifest["token_bytes"])
-        metadata = Path(f"{file}.metadata")
-        first = metadata.read_text(encoding="utf-8").splitlines()[:1] if metadata.is_file() else []
-        size = first[0].rpartition("|")[2] if first else ""
-        if size in ("2", "4"):
-            return int(size)
-        return 4 if file.stat().st_size == 4 * total else 2
+    def _map_external(self, entry: dict[str, Any], first: int) -> np.ndarray:
+        """Map a token file where it lies, and where its documents are in it; returns their ends in our numbering."""
+        spans_file, external = self.path / entry["file"], entry["external"]
+        check_external(external)
+        wanted = 16 * entry["documents"]
+        if not spans_file.is_file() or spans_file.stat().st_size != wanted:
+            raise DataError(f"{spans_file}: missing or cut short; {CURE}")
+        spans = np.memmap(spans_file, dtype="<i8", mode="r", shape=(2, entry["documents"]))
+        shape = (external["tokens"],)
+        tokens = np.memmap(external["path"], external["dtype"], "r", external["offset"], shape)
+        trained = np.memmap(external["loss"], np.bool_, "r", shape=shape) if external["loss"] else None
+        self.shards.append(Shard(Path(external["path"]), tokens, trained, spans[0], first))
+        return np.cumsum(spans[1])
 
     # --- what is in it ------------------------------------------------------------------------------------------------
 
@@ -176,13 +172,19 @@ class TokenDataset:
         shard_of = np.searchsorted(self._shard_starts, absolute, side="right") - 1
         for number in np.unique(shard_of):
             shard, here = self.shards[number], np.flatnonzero(shard_of == number)
-            local = absolute[here] - self._shard_starts[number]
+            if shard.starts is None:
+                local = absolute[here] - self._shard_starts[number]
+            else:
+                document = np.searchsorted(self._bounds, absolute[here], side="right") - 1
+                local = shard.starts[document - shard.first] + absolute[here] - self._bounds[document]
             ids[here] = shard.tokens[local]
             if shard.trained is not None:
                 trained[here] = shard.trained[local]
-            elif self.manifest:  # ours leave .loss out when only first tokens are untrained
+            if shard.starts is not None or (self.manifest and shard.trained is None):
+                # Ours leave .loss out when only first tokens are untrained; in a token file a document's first token
+                # may be the last of the one before.
                 begins = self._bounds[np.searchsorted(self._bounds, absolute[here])] == absolute[here]
-                trained[here] = ~begins
+                trained[here] &= ~begins
         return ids, trained
 
     # --- checks -------------------------------------------------------------------------------------------------------
@@ -228,6 +230,47 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_index(file: Path, token_bytes: int | None = None) -> tuple[np.ndarray, int]:
+    """Document ends, int64, and bytes per token of a shard; DataError where its files do not belong together.
+
+    Bytes per token are, where not given, the metadata's (``tokenizer|bytes`` in its first line), or follow from the size.
+    """
+    index_file = Path(f"{file}.index")
+    for part in (file, index_file):
+        if not part.is_file():
+            raise DataError(f"{part}: this file of the token shards is missing; {CURE}")
+    if index_file.stat().st_size % 8:
+        raise DataError(f"{index_file}: cut short ({index_file.stat().st_size} bytes, not a multiple of 8); {CURE}")
+    ends = np.fromfile(index_file, dtype="<u8").astype(np.int64)
+    if (np.diff(ends, prepend=0) < 0).any():
+        raise DataError(f"{index_file}: document ends go backwards, so the file is damaged; {CURE}")
+    total, size = int(ends[-1]) if len(ends) else 0, file.stat().st_size
+    if token_bytes is None:
+        metadata = Path(f"{file}.metadata")
+        first = metadata.read_text(encoding="utf-8").splitlines()[:1] if metadata.is_file() else []
+        stated = first[0].rpartition("|")[2] if first else ""
+        token_bytes = int(stated) if stated in ("2", "4") else 4 if size == 4 * total else 2
+    if size != total * token_bytes:
+        raise DataError(
+            f"{file}: {size:,} bytes, where its index promises {total:,} tokens of {token_bytes} bytes; it was cut short "
+            f"or overwritten: {CURE}"
+        )
+    return ends, token_bytes
+
+
+def check_external(external: dict[str, Any]) -> None:
+    """Refuse a token file that is gone, or is not the one that was looked through: its documents would lie elsewhere."""
+    file = Path(external["path"])
+    if not file.is_file() or (external["loss"] and not Path(external["loss"]).is_file()):
+        raise DataError(f"{file}: this token file is used where it lies and is gone; put it back, or prepare again")
+    stat = file.stat()
+    same = stat.st_size == external["size"]
+    if same and stat.st_mtime_ns != external["mtime_ns"]:
+        same = edges_of(file) == external["edges"]  # it may only have been copied
+    if not same:
+        raise DataError(f"{file}: changed since the data was prepared; prepare the data again")
+
+
 def _foreign_fingerprint(files: list[Path]) -> str:
     """Of a folder without manifest: all document ends, and both ends of every token file."""
     digest = hashlib.sha256()
@@ -236,11 +279,20 @@ def _foreign_fingerprint(files: list[Path]) -> str:
         digest.update(sha256_of(Path(f"{file}.index")).encode())
         for part in (file, Path(f"{file}.loss")):
             if part.is_file():
-                with open(part, "rb") as f:
-                    digest.update(f.read(EDGE_BYTES))
-                    f.seek(-min(EDGE_BYTES, part.stat().st_size), os.SEEK_END)
-                    digest.update(f.read())
+                digest.update(_edges(part))
     return digest.hexdigest()
+
+
+def _edges(path: Path) -> bytes:
+    with open(path, "rb") as f:
+        head = f.read(EDGE_BYTES)
+        f.seek(-min(EDGE_BYTES, path.stat().st_size), os.SEEK_END)
+        return head + f.read()
+
+
+def edges_of(path: Path) -> str:
+    """sha256 of both ends of a file: enough to know a large one again."""
+    return hashlib.sha256(_edges(path)).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

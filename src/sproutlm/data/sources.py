@@ -17,15 +17,19 @@ from typing import Any
 
 from ..config.schema import SourceConfig
 from ..errors import DataError
+from .conversations import check_role_order
+from .counts import EXAMPLES, Counts
+from .fields import optional_string
 from .files import find_files
-from .formats import EmptyRow, Format, RowError, resolve_format
+from .formats import Detected, EmptyRow, Format, RowError, detect, format_of, other_schema, resolve_format
+from .placeholders import filled, placeholder_in
 from .readers import RawRow, read_file
-from .records import Record
+from .records import Preference, Record, UnpairedPreference, messages_of
 
 FIRST_ROWS = 20  # rows looked at to detect a format
-EXAMPLES = 5  # bad rows shown to the person
+KNOWN_SHAPES = 1000  # sets of columns whose schema is remembered
 SPLITS = ("auto", "none", "blank_line", "line")
-__all__ = ["Counts", "Door", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
+__all__ = ["EXAMPLES", "Counts", "Door", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
            "read_rows", "record_from", "to_record"]  # fmt: skip
 
 
@@ -40,70 +44,6 @@ class Row:
     @property
     def where(self) -> str:
         return f"{self.path}:{self.line}"
-
-
-@dataclass
-class Counts:
-    """What became of every row. Workers fill their own and the parent merges them, in order."""
-
-    rows_in: int = 0
-    records_out: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
-    examples: list[str] = field(default_factory=list)  # first bad rows, as file:line: sentence
-    ignored_files: int = 0  # in folders and globs, for their suffix
-
-    def drop(self, reason: str, example: str = "") -> None:
-        """Count a row that went in and will not come out."""
-        self.dropped[reason] += 1
-        if example and len(self.examples) < EXAMPLES:
-            self.examples.append(example)
-
-    def withdraw(self, reason: str, example: str = "") -> None:
-        """Count a record that had come out as dropped after all (by a later step, such as one too long)."""
-        self.records_out -= 1
-        self.drop(reason, example)
-
-    def merge(self, other: Counts) -> None:
-        """Add another's figures to these."""
-        self.rows_in += other.rows_in
-        self.records_out += other.records_out
-        self.dropped.update(other.dropped)
-        self.truncated += other.truncated
-        self.examples = (self.examples + other.examples)[:EXAMPLES]
-        self.ignored_files += other.ignored_files
-
-    def check(self) -> None:
-        """Assert that no row was lost: in = out + dropped."""
-        lost = self.rows_in - self.records_out - self.dropped.total()
-        assert lost == 0, f"{lost} of {self.rows_in} rows are neither records nor counted as dropped: {self}"
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "rows_in": self.rows_in,
-            "records_out": self.records_out,
-            "dropped": dict(sorted(self.dropped.items())),
-            "truncated": self.truncated,
-            "examples": list(self.examples),
-            "ignored_files": self.ignored_files,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Counts:
-        return cls(**{**values, "dropped": Counter(values.get("dropped", {}))})
-
-    def lines(self) -> list[str]:
-        """What a person should be told, one sentence each."""
-        said = [f"{self.rows_in:,} rows read, {self.records_out:,} records"]
-        if self.dropped:
-            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.dropped.most_common())
-            said.append(f"{self.dropped.total():,} rows dropped ({reasons})")
-        said += [f"  {example}" for example in self.examples]
-        if self.truncated:
-            said.append(f"{self.truncated:,} records truncated")
-        if self.ignored_files:
-            said.append(f"{self.ignored_files:,} files ignored: their suffix is not known")
-        return said
 
 
 # --- the cheap part: rows as they stand in the files ---------------------------------------------------------------
@@ -139,20 +79,43 @@ def field_columns(source: SourceConfig) -> dict[str, str]:
 class Door:
     """How the rows of one source become records. Pickles, so that a worker does just what this process would.
 
-    ``spec`` names the format: a known one, or ``package.module:attribute``. The rest is a ``SourceConfig``'s.
+    ``spec`` names the format: a known one, or ``package.module:attribute``. ``detected``: it was decided from the first
+    rows, so that a row of another schema is a fault; ``note`` says what was judged. The rest is a ``SourceConfig``'s.
     """
 
     spec: str
     columns: dict[str, str] = field(default_factory=dict)
     fill: dict[str, str] = field(default_factory=dict)
     role_order: str = "strict"
+    detected: bool = False
+    note: str = ""
 
     @cached_property
     def format(self) -> Format:
         return resolve_format(self.spec, [], self.columns)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "format"}  # a format may not pickle
+    def schema_of(self, value: Any) -> str:
+        """The name of the schema that a row is read with."""
+        if self.spec != "mixed":
+            return self.format.name
+        found = format_of(value, self.columns)
+        return "mixed" if found is None else found.name
+
+    @cached_property
+    def _schemas(self) -> dict[Any, str | None]:
+        return {}
+
+    def other_schema(self, value: Any) -> str | None:
+        """The schema of a row that is not this door's, decided once for all rows with the same columns filled."""
+        columns = tuple(k for k, v in value.items() if v is not None) if isinstance(value, dict) else type(value)
+        if columns not in self._schemas:
+            if len(self._schemas) >= KNOWN_SHAPES:
+                return other_schema(value, self.format, self.columns)
+            self._schemas[columns] = other_schema(value, self.format, self.columns)
+        return self._schemas[columns]
+
+    def __getstate__(self) -> dict[str, Any]:  # a format may not pickle
+        return {name: value for name, value in self.__dict__.items() if name not in ("format", "_schemas")}
 
 
 @dataclass
@@ -168,11 +131,15 @@ def open_source(source: SourceConfig, counts: Counts | None = None) -> OpenSourc
     rows, columns = read_raw(source, counts), field_columns(source)
     first = list(itertools.islice(rows, FIRST_ROWS))
     try:
-        chosen = resolve_format(source.format, [row.value for row in _readable(first)], columns)
+        if source.format == "auto":
+            found = detect([row.value for row in _readable(first)], columns)
+        else:
+            found = Detected(resolve_format(source.format, [], columns), columns)
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from None
-    spec = source.format if ":" in source.format else chosen.name
-    door = Door(spec, columns, source.fill, source.role_order)
+    spec = source.format if ":" in source.format else found.format.name
+    detected = source.format == "auto" and not source.columns
+    door = Door(spec, found.columns, source.fill, source.role_order, detected, found.note)
     return OpenSource(door, itertools.chain(first, rows))
 
 
@@ -206,13 +173,36 @@ def parse_row(raw: RawRow) -> Row:
         raise RowError(f"not JSON that can be read ({error})", reason="not JSON") from None
 
 
-def to_record(row: Row, door: Door) -> Record:
-    """Make a record of a row. Raises ``RowError`` (``EmptyRow`` when there is nothing in it to learn)."""
+def to_record(row: Row, door: Door, counts: Counts | None = None) -> Record:
+    """Make a record of a row, its placeholders filled. Raises ``RowError`` (``EmptyRow`` where nothing is to be learnt).
+
+    ``counts`` gets the record, its schema and what it holds; rows that go in, and drops, are the caller's to count.
+    """
+    value, used = row.value, set[str]()
+    if door.fill:
+        value = filled(value, door.fill, used)
+    if door.detected:
+        _refuse_other_schema(value, door)
+    record = _parsed(value, door)
+    if door.role_order == "strict":
+        _check_order(record, value, door)
+    if counts is not None:
+        counts.come_out(record, door.schema_of(value))
+        for name in used:
+            counts.filled[name] += 1
+        left = placeholder_in(value)
+        if left:
+            counts.placeholders += 1
+            counts.placeholder_example = counts.placeholder_example or f"{row.where}: {left}"
+    return record
+
+
+def _parsed(value: Any, door: Door) -> Record:
     format = door.format
     try:
-        record = format.parse(row.value, door.columns)
-    except RowError:
-        raise
+        record = format.parse(value, door.columns)
+    except RowError as error:
+        raise error if ":" in door.spec or door.spec == "mixed" else _told_apart(error, value, door) from None
     except Exception as error:  # a person's own format may raise anything; it is still one bad row
         said = f"the format {format.name!r} failed at this row ({type(error).__name__}: {error})"
         raise RowError(said, reason=f"{format.name} failed") from error
@@ -222,16 +212,55 @@ def to_record(row: Row, door: Door) -> Record:
     return record
 
 
+def _refuse_other_schema(value: Any, door: Door) -> None:
+    """A row that could be read with the format of its file, and is more: a rated answer among answers, say."""
+    other = door.other_schema(value)
+    if other is not None:
+        raise _another(other, door)
+
+
+def _told_apart(error: RowError, value: Any, door: Door) -> RowError:
+    """The error of a row, or, where the row has another schema than its file, a sentence that says so."""
+    if door.format.matches(value):
+        return error
+    other = other_schema(value, door.format, {})
+    return error if other is None else _another(other, door)
+
+
+def _another(other: str, door: Door) -> RowError:
+    name = door.format.name
+    return RowError(
+        f"the row looks like {other}, and the file is read as {name}: set format: mixed to read each row as what it is, "
+        f"or format: {name} to read only such rows and count the others",
+        reason=f"looks like {other}",
+    )
+
+
+def _check_order(record: Record, value: Any, door: Door) -> None:
+    parts = messages_of(record)
+    if isinstance(record, Preference | UnpairedPreference):
+        prompt, *sides = parts
+        parts = tuple((*prompt, *side) for side in sides)
+    for turns in parts:
+        beside = turns[0].role == "system" and isinstance(value, dict) and bool(_system_of(value, door))
+        check_role_order(turns, int(beside))
+
+
+def _system_of(value: dict[str, Any], door: Door) -> str:
+    return optional_string(value, "system", door.columns).strip()
+
+
 def record_from(raw: RawRow, door: Door, on_bad_row: str, counts: Counts) -> Record | None:
     """Parse and normalise one raw row, and count it; None when it was dropped. ``on_bad_row: error`` raises ``DataError``."""
     counts.rows_in += 1
+    counts.note(door.note)
+    if door.fill:
+        counts.filled.update(dict.fromkeys(door.fill, 0))
     try:
-        record = to_record(parse_row(raw), door)
+        return to_record(parse_row(raw), door, counts)
     except RowError as error:
         _drop_or_raise(raw, error, on_bad_row, counts)
         return None
-    counts.records_out += 1
-    return record
 
 
 def _drop_or_raise(raw: RawRow, error: RowError, on_bad_row: str, counts: Counts) -> None:

@@ -62,7 +62,9 @@ def examine_data(source: SourceConfig, context: Context | None = None, rows: int
     found.notes.append(f"{scan.format}: {', '.join(f'{n:,} {kind}' for kind, n in scan.kinds.items()) or 'no records'}")
     if scan.cut_short:
         found.notes.append(f"only the first {rows:,} rows were looked at")
+    found.notes += scan.counts.notes
     rows_in_and_out(found, scan)
+    placeholder_faults(found, scan)
     text_faults(found, scan)
     if scan.kinds.get("conversations"):
         conversation_faults(found, scan)
@@ -124,6 +126,18 @@ def rows_in_and_out(found: Examination, scan: Scan) -> None:
     if empty:
         what = f"{empty:,} of {counts.rows_in:,} rows ({share(empty, counts.rows_in)}) hold nothing to learn and are dropped"
         found.warn("empty rows", what, "take them out, or find out what emptied them", 13)
+
+
+def placeholder_faults(found: Examination, scan: Scan) -> None:
+    """{{name}} in the rows: the model would write it to people as it stands."""
+    counts = scan.counts
+    unused = [name for name, rows in counts.filled.items() if not rows]
+    if counts.placeholders:
+        what = f"{counts.placeholders:,} records hold a placeholder, first at {counts.placeholder_example}"
+        found.warn("placeholders", what, "give its text in the recipe, on the source: fill: {name: TEXT}")
+    if unused:
+        what = f"no row has {', '.join(f'{{{{{name}}}}}' for name in sorted(unused))}, which fill names"
+        found.warn("fill", what, "spell the name as the rows do, or take it out of fill")
 
 
 def text_faults(found: Examination, scan: Scan) -> None:
@@ -196,8 +210,10 @@ def markup_faults(found: Examination, scan: Scan) -> None:
 def conversation_faults(found: Examination, scan: Scan) -> None:
     chats = scan.kinds["conversations"]
     faults = (
-        ("repeated role", "have two turns of one role in a row", "join them, or put in the turn that is missing", 13),
-        ("assistant first", "begin with the assistant, whose first words then answer nothing", "cut that turn", 13),
+        ("repeated role", "have two turns of one role in a row", "join them, or put in the turn that is missing; training takes them only with role_order: any", 13),
+        ("assistant first", "begin with the assistant, whose first words then answer nothing", "cut that turn; training takes them only with role_order: any", 13),
+        ("stray result", "have a tool's result without a call before it, or without an answer after it",
+         "put in the turn that is missing; training takes them only with role_order: any", 13),
         ("user last", "end with the user, whose last words train nothing", "cut that turn, or add the answer", 13),
         ("empty answer", "hold an empty answer, which trains the model to say nothing", "take these turns out", 1),
         ("nothing trained", "train nothing, by their train or weight fields; they are dropped",
@@ -243,7 +259,7 @@ def token_faults(found: Examination, source: SourceConfig, scan: Scan, context: 
     cure = "give another tokenizer, or mend its chat template (see: sprout doctor TOKENIZER)"
     read, report = found.attempt("tokens", cure, 1, lambda: inspect_file(
         source.path, context.tokenizer_dir, rows=0, seq_len=seq_len, format=source.format, columns=source.columns,
-        encoding=source.encoding, limit=TOKEN_ROWS,
+        encoding=source.encoding, limit=TOKEN_ROWS, fill=source.fill, role_order="any",
     ))  # fmt: skip
     if not read:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..config.clean import CleanRecipe
 from ..config.load import load_recipe
 from ..config.schema import EvalStage, Pipeline, Recipe, ScheduleConfig, SourceConfig, TrainStage
 from ..errors import RecipeError, SproutError
@@ -32,6 +33,8 @@ def examine_recipe(path: Path) -> list[Examination]:
     found.ok("recipe", "every key is known, every value possible")
     if isinstance(loaded.recipe, Recipe):
         return [found, *one_run(found, loaded.recipe)]
+    if isinstance(loaded.recipe, CleanRecipe):
+        return [found]
     return [found, *stages(found, loaded.recipe)]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..config.schema import SourceConfig
-from ..data.records import Chat, Labelled, Message, Preference, Record, Text, UnpairedPreference, messages_of
+from ..data.conversations import check_role_order, says_something
+from ..data.fields import RowError
+from ..data.records import Chat, Labelled, Message, Preference, Record, Text, UnpairedPreference, texts_of
 from ..data.sources import Counts, open_source, record_from
 
 PLACES = 3  # file:line shown of each fault
@@ -18,7 +19,6 @@ MARKUP = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_header_id|user|assistant)\|>|\[/?INST\]"
 )
 _JSON_CHAT = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:messages|conversations|role|from)"\s*:')
-_THINK = re.compile(r"\s*<think>\s*</think>")
 
 
 @dataclass
@@ -58,7 +58,8 @@ class Scan:
 def scan_rows(source: SourceConfig, rows: int) -> Scan:
     """Count what is in the first ``rows`` rows. SproutError where reading cannot go on."""
     scan = Scan()
-    opened = open_source(source, scan.counts)
+    # As they come: what is out of order is shown here as what it is, not as a row that cannot be read.
+    opened = open_source(source.model_copy(update={"role_order": "any"}), scan.counts)
     scan.format = f"format {opened.door.format.name}"
     for raw in itertools.islice(opened.rows, rows):
         record = record_from(raw, opened.door, "skip", scan.counts)
@@ -85,7 +86,7 @@ def look_at(scan: Scan, record: Record, where: str) -> None:
     if digest in scan.hashes:
         scan.add("duplicate", where)
     scan.hashes.add(digest)
-    texts = list(texts_in(record))
+    texts = list(texts_of(record))
     for name, present in (
         ("replacement", any("\ufffd" in text for text in texts)),
         ("crlf", any("\r\n" in text for text in texts)),
@@ -100,7 +101,8 @@ def look_at(scan: Scan, record: Record, where: str) -> None:
     if isinstance(record, Chat):
         look_at_turns(scan, record.messages, where)
     if isinstance(record, Preference):
-        sides = [bool(_THINK.match(side[-1].content)) for side in (record.chosen, record.rejected)]
+        thoughts = [side[-1].reasoning_content for side in (record.chosen, record.rejected)]
+        sides = [thought is not None and not thought.strip() for thought in thoughts]
         if sides[0] != sides[1]:
             scan.add("one-sided think", where)
         if record.chosen == record.rejected:
@@ -110,23 +112,21 @@ def look_at(scan: Scan, record: Record, where: str) -> None:
 def look_at_turns(scan: Scan, messages: tuple[Message, ...], where: str) -> None:
     turns = [message for message in messages if message.role != "system"]
     roles = [message.role for message in turns]
-    if any(a == b for a, b in itertools.pairwise(roles)):
+    if any(a == b != "tool" for a, b in itertools.pairwise(roles)):  # several calls have several results
         scan.add("repeated role", where)
     if roles[0] == "assistant":
         scan.add("assistant first", where)
+    try:
+        check_role_order(messages)
+    except RowError as error:
+        if "tool" in error.reason:
+            scan.add("stray result", where)
     if roles[-1] == "user":
         scan.add("user last", where)
-    if any(message.role == "assistant" and not message.content.strip() for message in turns):
+    if any(message.role == "assistant" and not says_something(message) for message in turns):
         scan.add("empty answer", where)
     trained = [m.train if m.train is not None else m.role == "assistant" for m in messages]
     if not any(trained):
         scan.add("nothing trained", where)
     if any(m.train and m.role != "assistant" for m in messages):
         scan.add("others trained", where)
-
-
-def texts_in(record: Record) -> Iterator[str]:
-    if isinstance(record, Text | Labelled):
-        yield record.text
-    for part in messages_of(record):
-        yield from (message.content for message in part)

@@ -196,7 +196,7 @@ def ask(
 
     completions = engine.generate(requests, on_finished=finished)
     # As written, broken bytes included: they make an exact answer wrong.
-    texts = [tokenizer.decode(completion.ids) for completion in completions]
+    texts = [tokenizer.decode(c.ids, after=r.continues) for r, c in zip(requests, completions, strict=True)]
     replies = [
         {"id": q.id, "reply": text, "ok": check(text, q), "stopped": c.finish_reason == "stop"}
         for q, c, text in zip(questions, completions, texts, strict=True)

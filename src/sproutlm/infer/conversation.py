@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import SproutError
 from ..model import Transformer
+from ..tokenizer.reply import read_reply
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from .engine import Completion, Engine, PrefixCache, Request
@@ -64,7 +65,10 @@ class Conversation:
                 yield piece
         finally:
             whole = self.completion is not None and self.completion.finish_reason == "stop"
-            self.messages += [asked, {"role": "assistant", "content": "".join(said)}]
+            reply = {"role": "assistant", "content": "".join(said)}
+            if self.completion is not None:  # thinking and calls go back as what they were, so that their ids do
+                reply = read_reply(self.tokenizer, self.completion.ids).as_dict()
+            self.messages += [asked, reply]
             if not whole:
                 self.messages[-1]["train"] = False
 
@@ -81,7 +85,7 @@ class Conversation:
         head = [{"role": "system", "content": self.system}] if self.system else []
         first = 0
         while True:
-            shown = [{"role": m["role"], "content": m["content"]} for m in messages[first:]]
+            shown = [{key: value for key, value in m.items() if key != "train"} for m in messages[first:]]
             ids = self.template.render([*head, *shown], add_generation_prompt=True).ids
             if len(ids) + room <= self.context:
                 break

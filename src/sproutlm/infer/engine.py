@@ -31,6 +31,11 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     stop_ids: Sequence[int] | None = None
 
+    @property
+    def continues(self) -> int | None:
+        """The id that the answer comes after; None where the prompt is only the token that begins a text."""
+        return self.prompt_ids[-1] if len(self.prompt_ids) > 1 else None
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -127,7 +132,8 @@ class Engine:
 
     def stream_text(self, request: Request, prefix: PrefixCache | None = None) -> Generator[str, None, Completion]:
         """``stream`` as text: pieces of whole characters, none of them empty, that together are the completion's text."""
-        decoder, tokens = StreamDecoder(self.tokenizer), self.stream(request, prefix)
+        decoder = StreamDecoder(self.tokenizer, after=request.continues)
+        tokens = self.stream(request, prefix)
         while True:
             try:
                 piece = _whole(decoder.push(next(tokens)))
@@ -211,7 +217,8 @@ class _Row:
             self.ids.append(token)
 
     def completion(self, tokenizer: Tokenizer) -> Completion:
-        decoder = StreamDecoder(tokenizer)  # an answer cut inside a character loses that character, as on the screen
+        # An answer cut inside a character loses that character, as on the screen.
+        decoder = StreamDecoder(tokenizer, after=self.request.continues)
         text = _whole("".join(map(decoder.push, self.ids)))
         return Completion(list(self.ids), text, "length" if self.stop_id is None else "stop", self.stop_id)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
 
 from .layers import RMSNorm
 
@@ -37,3 +40,31 @@ def init_weights(model: nn.Module, seed: int) -> None:
             values = torch.empty(parameter.shape, dtype=torch.float32)
             values.normal_(0.0, std, generator=parameter_generator(seed, name))
             parameter.copy_(values)
+
+
+def resize_vocab(
+    state: dict[str, Tensor], config: ModelConfig, written_as: Mapping[int, Sequence[int]]
+) -> tuple[dict[str, Tensor], ModelConfig]:
+    """A model's ``state`` (by our parameter names) with rows for new tokens; every other value stays bit for bit.
+
+    ``written_as``: id of each new token -> the ids that its text was written as before. Its row in the embedding, and in
+    an untied head, is the mean of theirs in float32: a token begins as what the model read there until now. Where there
+    are none, and for ids in between that no token has, it is the mean of all rows. Ids below ``config.vocab_size``
+    (reserved tokens, spare rows) are filled in place. (The mean as a start: Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models".)
+    """
+    before = config.vocab_size
+    size = max([before, *(id_ + 1 for id_ in written_as)])
+    resized = dict(state)
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        if name not in state:
+            continue
+        old = state[name].to(torch.float32)
+        rows = torch.empty(size, old.shape[1], dtype=torch.float32)
+        rows[:before] = old
+        rows[before:] = old.mean(0)
+        for id_, ids in written_as.items():
+            known = [i for i in ids if 0 <= i < before]
+            rows[id_] = old[known].mean(0) if known else old.mean(0)
+        resized[name] = rows
+    return resized, config.model_copy(update={"vocab_size": size})

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
+from ..data.packing import packing_lines
 from ..data.prepare import prepare as prepare_shards
 from ..data.records import Record
 from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
+from ..data.token_files import is_token_source
 from ..errors import DataError, RecipeError
+from ..tokenizer.library import load_template, template_of
 from ..tokenizer.template import ChatTemplate
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.tokenizer import CONTROL_TOKENS, Tokenizer
 from ..tokenizer.train import texts_of, train_tokenizer
 from ..train.checkpoint import write_atomic
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 ASKED = "trained_for.json"  # beside a run's own tokenizer: what the recipe asked for when it was trained
+RULES = ("kind", "digits", "spaces", "cjk", "sample", "max_bytes", "new_tokens")
 T = TypeVar("T")
 
 
@@ -81,10 +85,14 @@ def prepare_tokenizer(recipe: Recipe, sources: list[SourceConfig], run: Path, sa
     config = recipe.tokenizer
     path = config.path or (None if recipe.init_from in (None, "random") else recipe.init_from)
     if path is not None:
-        return Tokenizer.load(Path(path))
+        return extended(Tokenizer.load(Path(path)), config.new_tokens, say)
     folder = run / "tokenizer"
     own = bool(config.train_on)
-    asked = {"vocab_size": config.vocab_size, "trained_on": [s.path for s in config.train_on or recipe.data.train]}
+    asked = {
+        "vocab_size": config.vocab_size,
+        "trained_on": [s.path for s in config.train_on or recipe.data.train],
+        "rules": config.model_dump(include=set(RULES)),
+    }
     if (folder / "tokenizer.json").is_file():
         return _reused(Tokenizer.load(folder), folder, asked, say)
     used = resolve_synthetic(config.train_on, run, say) if own else sources
@@ -111,14 +119,36 @@ def _reused(tokenizer: Tokenizer, folder: Path, asked: dict[str, Any], say: Say)
             f"{folder}: this tokenizer was trained for tokenizer.vocab_size={before['vocab_size']}, the recipe now asks "
             f"for {asked['vocab_size']}; use another run folder (run=DIR), or set vocab_size back"
         )
+    rules, now = before.get("rules") or asked["rules"], asked["rules"]
+    changed = [f"{key}={rules.get(key)!r} then, {now[key]!r} now" for key in now if rules.get(key) != now[key]]
+    if changed:
+        raise DataError(
+            f"{folder}: this tokenizer was trained by other settings ({'; '.join(changed)}); use another run folder "
+            "(run=DIR), or set them back"
+        )
     if before["trained_on"] != asked["trained_on"]:
         say(f"  it was trained on {', '.join(before['trained_on'])}; another run folder (run=DIR) trains a new one")
     return tokenizer
 
 
+def extended(tokenizer: Tokenizer, new_tokens: list[str], say: Say) -> Tokenizer:
+    """The tokenizer with the recipe's new control tokens."""
+    if not new_tokens:
+        return tokenizer
+    from ..tokenizer.extend import extend
+
+    longer = extend(tokenizer, new_tokens)
+    say(
+        f"{longer.vocab_size - tokenizer.vocab_size} new tokens: {tokenizer.vocab_size:,} ids become {longer.vocab_size:,}"
+    )
+    return longer
+
+
 def _train(records: Iterable[Record], config: TokenizerConfig, say: Say) -> Tokenizer:
     texts = itertools.chain.from_iterable(texts_of(record) for record in records)
-    return train_tokenizer(texts, config.vocab_size, max_bytes=config.max_bytes, say=say)
+    options = {key: getattr(config, key) for key in ("kind", "digits", "spaces", "cjk", "sample", "max_bytes")}
+    added = len(dict.fromkeys(config.new_tokens).keys() - set(CONTROL_TOKENS))
+    return extended(train_tokenizer(texts, config.vocab_size - added, say=say, **options), config.new_tokens, say)
 
 
 def train_tokenizer_on(config: TokenizerConfig, out: Path, say: Say) -> dict[str, Any]:
@@ -134,9 +164,12 @@ def train_tokenizer_on(config: TokenizerConfig, out: Path, say: Say) -> dict[str
 def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
     """Build or reuse tokenizer and shards of ``recipe`` below ``run``."""
     data = recipe.data
+    if recipe.template.use is not None:
+        load_template(recipe.template.use)  # an unknown name is refused before a tokenizer is trained
     sources = resolve_synthetic(data.train, run, say)
-    tokenizer = prepare_tokenizer(recipe, sources, run, say)
-    template = ChatTemplate.of(tokenizer)
+    tokenizer = prepare_tokenizer(recipe, _texts(recipe, sources, run), run, say)
+    template = template_of(recipe.template, tokenizer, check=recipe.stage == "sft" or recipe.template.use is not None)
+    tokenizer = template.tokenizer  # carries the template, so that the run stores it
     cache = Path(data.cache) if data.cache else run / "data"
 
     def shards(name: str, used: list[SourceConfig]) -> TokenDataset:
@@ -154,6 +187,8 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
         )
 
     train = shards("train", sources)
+    if recipe.stage == "pretrain":
+        say_answers_only(train, say)
     validation = None
     if isinstance(data.validation, HoldoutConfig):
         rows = data.validation.rows
@@ -169,6 +204,32 @@ def prepare(recipe: Recipe, run: Path, say: Say = print) -> Prepared:
     return Prepared(train, validation, tokenizer, template)
 
 
+def say_answers_only(train: TokenDataset, say: Say) -> None:
+    """Conversations among what is pretrained on: nobody asked for fine-tuning, yet only their answers are targets."""
+    known = train.manifest
+    chats, tokens = known.get("chats", 0), known.get("tokens", 0)
+    if chats:
+        trained = known.get("trained_tokens", 0) / max(tokens, 1)
+        say(
+            f"note: stage: pretrain reads {chats:,} conversations or instructions (of {train.n_documents:,} documents), and of "
+            f"these only the answers are trained: {trained:.1%} of all tokens are targets. To train all of a row, make it a "
+            "text; to fine-tune, set stage: sft and init_from"
+        )
+
+
+def _texts(recipe: Recipe, sources: list[SourceConfig], run: Path) -> list[SourceConfig]:
+    """The sources that a tokenizer can be trained on. Ready-made token streams belong to one that exists."""
+    texts = [source for source in sources if not is_token_source(source)]
+    config = recipe.tokenizer
+    known = config.path or config.train_on or recipe.init_from not in (None, "random")
+    if len(texts) < len(sources) and not known and not (run / "tokenizer" / "tokenizer.json").is_file():
+        found = next(source for source in sources if is_token_source(source))
+        raise DataError(
+            f"{found.path}: holds the token ids of a tokenizer that exists already; name its folder with tokenizer.path"
+        )
+    return texts
+
+
 def prepare_data(loaded: Loaded, say: Say = print) -> dict[str, Any]:
     """``sprout data prepare``: build what the recipe trains on; the figures of what was built."""
     if not isinstance(loaded.recipe, Recipe):
@@ -182,16 +243,21 @@ def prepare_data(loaded: Loaded, say: Say = print) -> dict[str, Any]:
     }
     for name, part in figures.items():
         say(f"{name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
+    packed = loader_of(loaded.recipe, made.train, made.tokenizer.pad_id).statistics
+    for line in packing_lines(packed, loaded.recipe.data.packing):
+        say(line)
     return {
         "run": str(loaded.run_dir),
         "vocab_size": made.tokenizer.vocab_size,
         "counts": made.train.manifest["counts"],
+        "packing": packed,
         **figures,
     }
 
 
-def loader_of(recipe: Recipe, dataset: TokenDataset, pad_id: int) -> Loader:
-    """The loader that the recipe describes over ``dataset``."""
+def loader_of(recipe: Recipe, dataset: TokenDataset, pad_id: int, *, training: bool = True) -> Loader:
+    """The loader that the recipe describes over ``dataset``. Only training has overlapping windows (``data.stride``):
+    a validation token counts once."""
     data = recipe.data
     return Loader(
         dataset,
@@ -201,6 +267,7 @@ def loader_of(recipe: Recipe, dataset: TokenDataset, pad_id: int) -> Loader:
         packing=data.packing,
         document_mask=data.document_mask,
         pad_id=pad_id,
+        stride=data.stride if training else None,
     )
 
 
@@ -221,4 +288,4 @@ def validation_of(run: Path) -> tuple[Loader, Tokenizer] | None:
         dataset = dataset.view(dataset.n_documents - recipe.data.validation.rows, dataset.n_documents)
     else:
         dataset = TokenDataset(cache / "validation")
-    return loader_of(recipe, dataset, tokenizer.pad_id), tokenizer
+    return loader_of(recipe, dataset, tokenizer.pad_id, training=False), tokenizer

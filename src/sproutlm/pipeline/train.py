@@ -18,6 +18,7 @@ from ..config.schema import Recipe
 from ..data.formats import import_module_here
 from ..errors import CheckpointError, RecipeError, SproutError
 from ..model import Transformer
+from ..model.init import resize_vocab
 from ..objectives.next_token import next_token
 from ..train.checkpoint import Checkpointer, write_atomic
 from ..train.metrics import MetricsLog, plot_losses, read_metrics
@@ -28,6 +29,7 @@ from .prepare import Prepared, Say, loader_of, prepare
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
+    from ..tokenizer.tokenizer import Tokenizer
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
@@ -92,13 +94,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer, ModelConfig]:
-    """The model with its first weights: from ``init_from``, or drawn from the seed."""
+def build_model(
+    recipe: Recipe, vocab_size: int, say: Say, tokenizer: Tokenizer | None = None
+) -> tuple[Transformer, ModelConfig]:
+    """The model with its first weights: from ``init_from``, or drawn from the seed.
+
+    ``tokenizer`` is the run's; with ``tokenizer.new_tokens`` a model from ``init_from`` gets rows for what it adds.
+    """
     start = recipe.init_from
     if start not in (None, "random"):
         from ..export.load import load_state
 
-        config, state, _ = load_state(Path(start))
+        config, state, own = load_state(Path(start))
+        if recipe.tokenizer.new_tokens and own is not None and tokenizer is not None:
+            config, state = with_rows_for(own, tokenizer, config, state, say)
         if recipe.model is not None:
             asked = recipe.model.model_dump(exclude={"dropout", "max_seq_len"})
             there = config.model_dump()
@@ -115,7 +124,8 @@ def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer,
             )
         if vocab_size > config.vocab_size:
             raise CheckpointError(
-                f"init_from {start}: its vocabulary has {config.vocab_size} ids, the tokenizer {vocab_size}; use the tokenizer it was trained with"
+                f"init_from {start}: its vocabulary has {config.vocab_size} ids, the tokenizer {vocab_size}; "
+                "use the tokenizer it was trained with, and name what it is to have besides in tokenizer.new_tokens"
             )
         model = Transformer(config)
         model.load_state_dict(state)  # strict: load_state has named any missing, extra or misshapen tensor
@@ -130,6 +140,23 @@ def build_model(recipe: Recipe, vocab_size: int, say: Say) -> tuple[Transformer,
             [f"model.vocab_size={config.vocab_size} is less than the tokenizer's {vocab_size} ids; set 0 to follow it"]
         )
     return Transformer(config).init_weights(recipe.seed), config
+
+
+def with_rows_for(
+    own: Tokenizer, tokenizer: Tokenizer, config: ModelConfig, state: dict[str, torch.Tensor], say: Say
+) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """Config and tensors with a row for each id that ``tokenizer`` has beyond ``own``, the tokenizer of the model."""
+    from ..tokenizer.extend import new_ids
+
+    added = new_ids(own, tokenizer)
+    state, resized = resize_vocab(state, config, {id_: own.encode(name) for id_, name in added.items()})
+    if added:
+        grown = resized.vocab_size - config.vocab_size
+        say(
+            f"{len(added)} new tokens ({', '.join(list(added.values())[:8])}{', …' if len(added) > 8 else ''}): each begins "
+            f"as the mean of what it was written as; {grown:,} rows added to {config.vocab_size:,}"
+        )
+    return resized, state
 
 
 def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, how: dict[str, Any]) -> Recipe:
@@ -196,7 +223,7 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
         prepared = prepare(recipe, run, say)
         device = choose_device(recipe.train.device)
         checkpointer = Checkpointer(run / "checkpoints", recipe.train.keep_last, say)
-        model, config = build_model(recipe, prepared.tokenizer.vocab_size, say)
+        model, config = build_model(recipe, prepared.tokenizer.vocab_size, say, prepared.tokenizer)
         loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
         steps = total_steps(recipe, loader.rows_per_epoch)
         how = pinned(recipe, checkpointer, model, device, say)
@@ -249,7 +276,7 @@ def evaluators_of(recipe: Recipe, prepared: Prepared) -> list[Callable]:
         return []
     from ..eval.bits_per_byte import make_evaluator
 
-    loader = loader_of(recipe, prepared.validation, prepared.tokenizer.pad_id)
+    loader = loader_of(recipe, prepared.validation, prepared.tokenizer.pad_id, training=False)
     token_bytes = torch.from_numpy(prepared.tokenizer.token_bytes())
     rows = recipe.train.validation_rows or loader.rows_per_epoch
     return [make_evaluator(loader, token_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe))]
@@ -272,9 +299,10 @@ def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int
         for prompt in recipe.sample.prompts:
             if recipe.stage == "sft":
                 ids = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True).ids
+                stops = template.stop_ids
             else:
-                ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-            requests.append(Request(ids, params, tokenizer.stop_ids))
+                ids, stops = [tokenizer.eos_id, *tokenizer.encode(prompt)], tokenizer.stop_ids
+            requests.append(Request(ids, params, stops))
         completions = Engine(model, tokenizer).generate(requests)
         joint = " -> " if recipe.stage == "sft" else ""
         return [f"{p}{joint}{c.text}" for p, c in zip(recipe.sample.prompts, completions, strict=True)]
@@ -322,6 +350,8 @@ def changed_share(model: Transformer, start: Path) -> float:
     _, state, _ = load_state(start)
     changed = total = 0
     for name, parameter in model.named_parameters():
-        changed += int((parameter.bfloat16() != state[name].bfloat16()).sum())
-        total += parameter.numel()
+        before = state[name]
+        kept = parameter[: before.shape[0]]  # rows of new tokens had no value before
+        changed += int((kept.bfloat16() != before.bfloat16()).sum())
+        total += kept.numel()
     return changed / total

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import random
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,57 +12,39 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SproutError
-from .template import ChatTemplate, check_template
-from .tokenizer import Tokenizer, find_tokenizer_folder
-
-# Texts on which tokenizers are known to break, by what breaks them.
-HARD_TEXTS: dict[str, str] = {
-    "full-width punctuation": "“春眠不觉晓，处处闻啼鸟。”（孟浩然《春晓》）：１２３，ＡＢＣ！？；～",
-    "emoji": "👩‍👩‍👧‍👦 👍🏽 🇨🇳 🏳️‍🌈 ❤️ 1️⃣",
-    "line ends": "one\r\ntwo\n\nthree\rfour\r\n\r\n",
-    "blanks": "\ttab\t\ttabs  two   three    \u00a0no-break \u3000ideographic \u2009thin  end   ",
-    "zero width": "a\u200bb\u200cc\u200dd\ufeffe\u2060f",
-    "combining marks": "e\u0301 n\u0303 o\u0308\u0323 क्षि กำ ﷺ ﬁ ½ ㎏ Å \u212b",
-    "control characters": "".join(chr(code) for code in range(32)) + "\x7f\x80\x9f",
-    "rare characters": "𠀀𪚥 𝒳 \U0010fffd \ufffd \ufdd0",
-    "hash marks": "## ##ing # ## ### un##able",
-    "numbers": "3.14159 + 2,718 = ?  -0.5e-10  0x1F  ２０２５年１２月",
-    "nothing": "",
-}
-
-SAMPLES: dict[str, str] = {
-    "zh": (
-        "清晨的市场里，卖豆腐的老人把木板擦得发亮。他说，好豆腐只要三样东西：新鲜的豆子、干净的水，还有耐心。"
-        "孩子们放学后总爱围过来，听他讲年轻时走南闯北的故事。雨下大了，大家就挤在同一把旧伞下面，笑声一直传到街的另一头。"
-    ),
-    "en": (
-        "The lighthouse keeper wrote one line in his book every evening: the wind, the tide, and the name of each ship "
-        "that passed. After forty years the shelves were full. When a storm took the roof, the whole village came with "
-        "ladders and dry cloth, and not one page was lost."
-    ),
-    "code": (
-        "def mean(values: list[float]) -> float:\n    total = 0.0\n    for value in values:\n        total += value\n"
-        '    if not values:\n        raise ValueError("no values")\n    return total / len(values)\n'
-    ),
-}
-
-CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
-    [{"role": "user", "content": "你好，今天天气怎么样？"}, {"role": "assistant", "content": "晴，微风🌤️。"}],
-    [
-        {"role": "system", "content": "Answer in one word."},
-        {"role": "user", "content": "Capital of France?"},
-        {"role": "assistant", "content": "Paris"},
-        {"role": "user", "content": " and of Japan ?\n\n"},
-        {"role": "assistant", "content": "\n Tokyo "},
-    ],
-)
+from .locate import find_tokenizer
+from .probe_texts import CONVERSATIONS, HARD_TEXTS, SAMPLES, random_texts
+from .stream import StreamDecoder
+from .template import PROBE, ChatTemplate, check_template
+from .tokenizer import Tokenizer, token_name
 
 RANDOM_TEXTS = 300
 FILE_BYTES = 2_000_000
+ROWS_CURE = "use the tokenizer that the model was trained with; size the embedding by the largest id plus one"
+
+# The fault of docs/pitfalls.md that each check keeps out.
+PITFALLS = {
+    "all 256 bytes": 8,
+    "round trips": 8,
+    "three named ids": 1,
+    "special ids": 9,
+    "ids below the size": 9,
+    "streaming": 10,
+    "control tokens in text": 4,
+    "chat template": 14,
+    "end of turn is trained": 1,
+    "prompt begins its conversation": 6,
+    "first token": 7,
+    "same ids as transformers": 6,
+}
 
 
 def check_tokenizer(folder: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]] = ()) -> dict[str, Any]:
-    """Run every check. The report: ``ok``, ``checks`` (name, ok or None when skipped, sentence, cure), ``compression``."""
+    """Run every check, on a tokenizer of any kind.
+
+    The report: ``ok``, ``checks`` (name; ok, or None when skipped; ``warn`` where it is well but worth knowing; sentence;
+    cure; pitfall), ``compression``.
+    """
     tokenizer = Tokenizer.load(folder)
     report: dict[str, Any] = {
         "tokenizer": str(folder),
@@ -74,6 +56,14 @@ def check_tokenizer(folder: str | os.PathLike[str], files: Iterable[str | os.Pat
         _check("all 256 bytes", _every_byte, tokenizer, cure="train it with the byte alphabet as initial alphabet"),
         _check("round trips", _round_trips, tokenizer, cure=_round_trip_cure(tokenizer)),
         _check("three named ids", _named_ids, tokenizer, cure="give pad, eos and unk a token of their own each"),
+        _check("special ids", _special_ids, tokenizer, cure="give each control token an id of its own"),
+        _check("ids below the size", partial(_ids, rows=model_rows(folder)), tokenizer, cure=ROWS_CURE),
+        _check(
+            "streaming",
+            _streaming,
+            tokenizer,
+            cure="use a tokenizer whose tokens are bytes: byte-level or byte fallback",
+        ),
         _check("control tokens in text", _injection, tokenizer, cure="take these strings out of the learned merges"),
     ]
     if tokenizer.chat_template is None:
@@ -81,14 +71,17 @@ def check_tokenizer(folder: str | os.PathLike[str], files: Iterable[str | os.Pat
     else:
         checks.append(_check("end of turn is trained", _end_trained, tokenizer, cure="repair the chat template"))
         checks.append(_check("prompt begins its conversation", _prompts, tokenizer, cure="repair the chat template"))
-    checks.append(_against_transformers(tokenizer, find_tokenizer_folder(Path(folder))))
+        checks.append(first_token(tokenizer))
+        checks += _linted(tokenizer)
+    checks.append(_against_transformers(tokenizer, folder))
     samples = dict(SAMPLES)
     for file in files:
-        texts = list(_texts_of_file(file))
+        texts = list(texts_of_file(file))
         name = Path(file).name
         samples[name] = "\n".join(texts)
         checks.append(_check(f"round trip of {name}", partial(_exact, texts=texts), tokenizer))
     report["checks"] = checks
+    report["byte_exact"] = tokenizer.byte_exact
     report["compression"] = [_compression(tokenizer, name, text) for name, text in samples.items() if text]
     report["ok"] = all(check["ok"] is not False for check in checks)
     return report
@@ -100,20 +93,24 @@ def print_report(report: dict[str, Any], say: Callable[[str], None] = print) -> 
     for note in report["notes"]:
         say(f"  note  {note}")
     for check in report["checks"]:
-        mark = {True: "ok", False: "FAIL", None: "-"}[check["ok"]]
+        mark = "warn" if check["warn"] else {True: "ok", False: "FAIL", None: "-"}[check["ok"]]
         say(f"  {mark:5} {check['name']}: {check['sentence']}")
-        if check["ok"] is False and check["cure"]:
+        if (check["ok"] is False or check["warn"]) and check["cure"]:
             say(f"        cure: {check['cure']}")
-    for row in report["compression"]:
+    print_compression(report["compression"], say)
+    return bool(report["ok"])
+
+
+def print_compression(rows: list[dict[str, Any]], say: Callable[[str], None] = print) -> None:
+    for row in rows:
         say(
             f"  {row['sample']:24} {row['bytes_per_token']:6.2f} bytes/token {row['characters_per_token']:6.2f} "
             f"characters/token ({row['tokens']:,} tokens)"
         )
-    return bool(report["ok"])
 
 
-def _result(name: str, ok: bool | None, sentence: str, cure: str = "") -> dict[str, Any]:
-    return {"name": name, "ok": ok, "sentence": sentence, "cure": cure}
+def _result(name: str, ok: bool | None, sentence: str, cure: str = "", *, warn: bool = False) -> dict[str, Any]:
+    return {"name": name, "ok": ok, "warn": warn, "sentence": sentence, "cure": cure, "pitfall": PITFALLS.get(name)}
 
 
 def _check(name: str, check: Callable[[Tokenizer], str], tokenizer: Tokenizer, cure: str = "") -> dict[str, Any]:
@@ -125,34 +122,13 @@ def _check(name: str, check: Callable[[Tokenizer], str], tokenizer: Tokenizer, c
 
 
 def _every_byte(tokenizer: Tokenizer) -> str:
-    single = {tokenizer.decode_bytes([id_]) for id_ in range(tokenizer.vocab_size)}
+    single = {tokenizer.piece(id_) for id_ in range(tokenizer.vocab_size)}
     missing = [byte for byte in range(256) if bytes([byte]) not in single]
     if missing:
         raise SproutError(
             f"{len(missing)} bytes have no token of their own (first: 0x{missing[0]:02X}), so some texts cannot be written"
         )
     return "every byte has a token, so every text can be written"
-
-
-def random_texts(count: int, seed: int = 0) -> Iterator[str]:
-    """Random strings from all planes, half of them random bytes of which the decodable parts are kept."""
-    source = random.Random(seed)
-    planes = (
-        (0, 0x7F),
-        (0, 0x7FF),
-        (0x800, 0xFFFF),
-        (0x3000, 0x9FFF),
-        (0xFF00, 0xFFEF),
-        (0x1F300, 0x1FAFF),
-        (0, 0x10FFFF),
-    )
-    for i in range(count):
-        length = source.randint(1, 40)
-        if i % 2:
-            yield source.randbytes(3 * length).decode("utf-8", errors="ignore")
-        else:
-            codes = (source.randint(*source.choice(planes)) for _ in range(length))
-            yield "".join(chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF)
 
 
 def _round_trips(tokenizer: Tokenizer) -> str:
@@ -205,14 +181,121 @@ def _named_ids(tokenizer: Tokenizer) -> str:
     return shown
 
 
+def _special_ids(tokenizer: Tokenizer) -> str:
+    """pitfall 9: two names for one id, or a control token that a text's tokens share."""
+    by_id: dict[int, str] = {}
+    for name, id_ in tokenizer.control_tokens.items():
+        if id_ in by_id:
+            raise SproutError(f"{by_id[id_]!r} and {name!r} have the same id, {id_}")
+        by_id[id_] = name
+    return f"{len(by_id)} control tokens, each with an id of its own"
+
+
+def model_rows(folder: str | os.PathLike[str]) -> int | None:
+    """``vocab_size`` of the model's config beside a tokenizer; None where there is none."""
+    file = Path(find_tokenizer(folder).file)
+    for name in ("config.json", "model_config.json"):
+        try:
+            rows = json.loads((file.parent / name).read_text(encoding="utf-8")).get("vocab_size")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(rows, int):
+            return rows
+    return None
+
+
+def _ids(tokenizer: Tokenizer, rows: int | None) -> str:
+    """pitfall 9: every id that a text or a template can give has a row."""
+    limit = tokenizer.vocab_size if rows is None else min(rows, tokenizer.vocab_size)
+    named = [*tokenizer.control_tokens.values(), *tokenizer.stop_ids, tokenizer.pad_id, tokenizer.unk_id]
+    texts = [*HARD_TEXTS.values(), *SAMPLES.values(), *random_texts(RANDOM_TEXTS)]
+    highest = max([*named, *(id_ for text in texts for id_ in tokenizer.encode(text))])
+    if rows is not None and rows < tokenizer.vocab_size:
+        raise SproutError(
+            f"the model beside it has {rows:,} rows, but the tokenizer {tokenizer.vocab_size:,} ids (0 to "
+            f"{tokenizer.vocab_size - 1:,})"
+        )
+    if highest >= limit:
+        raise SproutError(f"it gives the id {highest:,}, but its size is {limit:,}")
+    beside = "" if rows is None else f"; the model beside it has {rows:,} rows"
+    return f"all ids are below {tokenizer.vocab_size:,}{beside}"
+
+
+def _streaming(tokenizer: Tokenizer) -> str:
+    """pitfall 10: ids one by one give what they give together, and never a half character."""
+    count = 0
+    for text in [*HARD_TEXTS.values(), *SAMPLES.values(), *random_texts(RANDOM_TEXTS)]:
+        ids = tokenizer.encode(text)
+        decoder = StreamDecoder(tokenizer)
+        shown = [decoder.push(id_) for id_ in ids]
+        whole = tokenizer.decode(ids)
+        if "".join(shown) + decoder.flush() != whole:
+            raise SproutError(f"{_excerpt(text)} streamed id by id is not what its ids decode to together")
+        if sum(piece.count("\ufffd") for piece in shown) > text.count("\ufffd"):
+            raise SproutError(f"{_excerpt(text)} streamed id by id shows U+FFFD, half a character")
+        count += 1
+    return f"{count} texts come whole, id by id, without half a character"
+
+
+def first_token(tokenizer: Tokenizer) -> dict[str, Any]:
+    """pitfall 7: a first token written by the template and added again when the rendered text is tokenised."""
+    import tokenizers
+
+    name = "first token"
+    try:
+        rendered = ChatTemplate.of(tokenizer).render(PROBE[:2]).ids
+    except SproutError:
+        return _result(name, None, "skipped: the chat template fails")  # reported by the checks of the template
+    full = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.backend_json, ensure_ascii=False))
+    with_added, bare = full.encode("a").ids, full.encode("a", add_special_tokens=False).ids
+    added = with_added[0] if with_added != bare and with_added[:1] != bare[:1] else None
+    if added is None and tokenizer.config.get("add_bos_token") is True:  # transformers adds it by this word alone
+        added = tokenizer.control_tokens.get(token_name(tokenizer.config.get("bos_token")) or "")
+    bos = tokenizer.control_tokens.get(token_name(tokenizer.config.get("bos_token")) or "", added)
+    if bos is not None and rendered[:2] == [bos, bos]:
+        what = f"the chat template writes {tokenizer.token_text(bos)!r} twice at the start of a conversation"
+        return _result(name, False, what, "take one out of chat_template")
+    if added is not None and rendered[:1] == [added]:
+        return _result(
+            name,
+            True,
+            f"the chat template writes {tokenizer.token_text(added)!r} and the tokenizer adds it again to any text that "
+            "is tokenised: never here, but twice in programs that tokenise the rendered text",
+            "there, tokenise with add_special_tokens=False; or take it out of the template",
+            warn=True,
+        )
+    return _result(name, True, "no first token is written twice")
+
+
+def _linted(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The template's linter: one line for what it refuses, one for each of its notes."""
+    from .lint import lint_template
+
+    try:
+        found = lint_template(ChatTemplate.of(tokenizer))
+    except SproutError as error:
+        return [_result("template", False, str(error), "repair the chat template")]
+    if not found:
+        return [_result("template", True, "the linter has nothing to say")]
+    return [
+        {
+            **_result(f"template: {f.rule}", f.level != "fail", f.sentence, f.cure, warn=f.level == "warn"),
+            "pitfall": f.pitfall,
+        }
+        for f in found
+    ]
+
+
 def _injection(tokenizer: Tokenizer) -> str:
     control = set(tokenizer.control_tokens.values())
+    # Without a token for every byte, what cannot be written becomes the unknown token; that is another check's.
+    allowed = set() if tokenizer.byte_exact else {tokenizer.unk_id}
     for name in tokenizer.control_tokens:
         for text in (name, f"a{name}b", f"{name}{name}", f"中{name}\n"):
             ids = tokenizer.encode(text)
-            if control.intersection(ids):
+            if control.intersection(ids) - allowed:
                 raise SproutError(f"{name!r} written in a text becomes the control token, so a text could end a turn")
-            if tokenizer.decode(ids) != text:
+            if tokenizer.byte_exact and tokenizer.decode(ids) != text:
                 raise SproutError(f"{name!r} written in a text does not come back as it was")
     return f"the names of all {len(control)} control tokens stay text when a text holds them"
 
@@ -239,13 +322,17 @@ def _prompts(tokenizer: Tokenizer) -> str:
     return f"{count} prompts have the ids that begin their whole conversation"
 
 
-def _against_transformers(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+def _against_transformers(tokenizer: Tokenizer, where: str | os.PathLike[str]) -> dict[str, Any]:
     """Ids, chat ids and masks against ``transformers.AutoTokenizer``; skipped, saying so, where it is not installed."""
     name = "same ids as transformers"
     if importlib.util.find_spec("transformers") is None:
         return _result(name, None, "skipped: transformers is not installed (pip install transformers)")
+    place = find_tokenizer(where)
+    if place.kind != "json":
+        return _result(name, None, f"skipped: transformers reads no {place.kind} file by itself")
     import transformers
 
+    folder = Path(place.file).parent
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         control = list(tokenizer.control_tokens)
@@ -274,19 +361,29 @@ def _chats_against(theirs: Any, tokenizer: Tokenizer) -> str:
     return f"{len(CONVERSATIONS)} conversations"
 
 
-def _texts_of_file(file: str | os.PathLike[str]) -> Iterator[str]:
-    """The first texts of a data file, FILE_BYTES at most."""
+def texts_of_file(file: str | os.PathLike[str], max_bytes: int = FILE_BYTES) -> Iterator[str]:
+    """The first texts of a data file, ``max_bytes`` at most; a file of another kind (code, say) as one text."""
     from ..config.schema import SourceConfig
+    from ..data.files import kind_of
     from ..data.sources import Counts, read_records
     from .train import texts_of
 
-    size = 0
-    for record in read_records([SourceConfig(path=str(file))], "skip", Counts()):
+    path, size = Path(file), 0
+    if path.is_file() and kind_of(path) is None:
+        with path.open("rb") as stream:
+            yield stream.read(max_bytes).decode("utf-8", errors="ignore")
+        return
+    for record in read_records([SourceConfig(path=str(file), role_order="any")], "skip", Counts()):
         for text in texts_of(record):
             yield text
             size += len(text.encode("utf-8", errors="replace"))
-            if size > FILE_BYTES:
+            if size > max_bytes:
                 return
+
+
+def compression(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Bytes and characters per token of the samples that stand in the package."""
+    return [_compression(tokenizer, name, text) for name, text in SAMPLES.items()]
 
 
 def _compression(tokenizer: Tokenizer, name: str, text: str) -> dict[str, Any]:

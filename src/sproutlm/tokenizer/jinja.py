@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -16,6 +17,53 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import SproutError
 
+# What a template may use up on one conversation. Real ones take a few passes a message; a template of a stranger's
+# folder may be built to never end.
+MOST_PASSES = 300_000  # through the bodies of its loops, all together
+MOST_CHARACTERS = 200_000_000
+_LONGEST_REPEAT = 1_000_000  # of a text or list by ``*``
+
+
+class _Limits(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which also bounds loops, powers and repetition."""
+
+    intercepted_binops = frozenset(["*", "**"])
+    passes = 0
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items of a loop, each counted. Every loop's items go through here (``_count_loops``)."""
+        for item in items:
+            self.passes += 1
+            if self.passes > MOST_PASSES:
+                raise _TooMuch(f"its loops run more than {MOST_PASSES:,} times")
+            yield item
+
+    def count(self) -> str:
+        return "".join(self.counted([""]))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise _TooMuch("it raises to a power, which no chat template needs")
+        for times, value in ((left, right), (right, left)):
+            sized = isinstance(value, str | list | tuple)
+            if sized and isinstance(times, int) and times * len(value) > _LONGEST_REPEAT:
+                raise _TooMuch(f"it repeats a text more than {_LONGEST_REPEAT:,} characters long")
+        return super().call_binop(context, operator, left, right)
+
+
+class _TooMuch(jinja2.TemplateError):
+    pass
+
+
+def _count_loops(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """The template with its loops counted. A recursive loop gets its items from itself, so its body counts."""
+    for loop in tree.find_all(jinja2.nodes.For):
+        loop.iter = jinja2.nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
+        if loop.recursive:
+            call = jinja2.nodes.Call(jinja2.nodes.Name("_count", "load"), [], [], None, None, lineno=loop.lineno)
+            loop.body.insert(0, jinja2.nodes.ExprStmt(call, lineno=loop.lineno))
+    return tree
+
 
 class _Generation(Extension):
     """``{% generation %} ... {% endgeneration %}``: the part of a turn that the model writes.
@@ -25,6 +73,7 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
     marks: tuple[str, str] = ("", "")
+    private: str = ""
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
@@ -39,59 +88,91 @@ def _raise_exception(message: str) -> str:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which no chat template wants.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 class CompiledTemplate:
     """A template ready to render. Threads may share one: it renders one conversation at a time."""
 
     def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
+        environment = _Limits(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        environment.filters["tojson"] = self._to_json
+        environment.filters["_counted"] = environment.counted
+        environment.globals["_count"] = environment.count
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        self._environment = environment
+        self._generation = next(e for e in environment.extensions.values() if isinstance(e, _Generation))
+        self._lock = threading.Lock()  # the extensions hold the marks and counts of the conversation being rendered
         try:
             tree = environment.parse(source)
-            self._template = environment.from_string(source)
+            # The parsed tag, not its spelling, decides: {%generation%} and {%- generation -%} are the same.
+            self.marks_generation = any(
+                isinstance(call.call.node, jinja2.nodes.ExtensionAttribute)
+                for call in tree.find_all(jinja2.nodes.CallBlock)
+                if isinstance(call.call, jinja2.nodes.Call)
+            )
+            code = environment.compile(_count_loops(tree), filename="<chat template>")
+            self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         except jinja2.TemplateSyntaxError as error:
             raise SproutError(
                 f"chat template, line {error.lineno}: {error.message}; it is not a valid Jinja template"
             ) from None
-        # The parsed tag, not its spelling, decides: {%generation%} and {%- generation -%} are the same.
-        self.marks_generation = any(
-            isinstance(call.call.node, jinja2.nodes.ExtensionAttribute) for call in tree.find_all(jinja2.nodes.CallBlock)
-            if isinstance(call.call, jinja2.nodes.Call)
-        )  # fmt: skip
-        self._generation = next(e for e in environment.extensions.values() if isinstance(e, _Generation))
-        self._lock = threading.Lock()  # the extension holds the marks of the conversation being rendered
+        except RecursionError:
+            raise SproutError("the chat template nests too deeply to be read; it is not a usable template") from None
+
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """JSON as chat templates want it: Jinja's own filter escapes <, > and & for HTML. Marks pass through unescaped."""
+        text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+        if not ensure_ascii:
+            return text
+        # Outside ASCII are only characters of strings, so they can be escaped afterwards, and the marks left alone.
+        return re.sub(
+            r"[^\x00-\x7f]", lambda m: m[0] if m[0] in self._generation.private else json.dumps(m[0])[1:-1], text
+        )
 
     @contextmanager
-    def _with_marks(self, marks: tuple[str, str]) -> Iterator[None]:
+    def _with_marks(self, marks: tuple[str, str], private: str) -> Iterator[None]:
         with self._lock:
-            self._generation.marks = marks
+            self._generation.marks, self._generation.private, self._environment.passes = marks, private, 0
             try:
                 yield
             finally:
-                self._generation.marks = ("", "")
+                self._generation.marks, self._generation.private = ("", ""), ""
 
-    def render(self, variables: dict[str, Any], marks: tuple[str, str]) -> str:
-        """The rendered text with ``marks`` around every generation block; the template's own refusals as SproutError."""
-        with self._with_marks(marks):
+    def render(self, variables: dict[str, Any], marks: tuple[str, str], private: str = "") -> str:
+        """The rendered text with ``marks`` around every generation block; the template's own refusals as SproutError.
+
+        ``private`` are the characters that filters leave as they are.
+        """
+        with self._with_marks(marks, private):
             try:
-                return self._template.render(**variables)
+                return "".join(self._bounded(variables))
+            except _TooMuch as error:
+                raise SproutError(f"the chat template was stopped: {error}; it is not a usable template") from None
             except jinja2.TemplateError as error:
                 raise SproutError(f"the chat template refuses this conversation: {error}") from None
-            except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            except (RecursionError, MemoryError, OverflowError) as error:
+                raise SproutError(
+                    f"the chat template was stopped: it never ends or grows without bound ({type(error).__name__})"
+                ) from None
+            except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
                 raise SproutError(
                     f"the chat template fails on this conversation ({type(error).__name__}: {error}); "
                     "check that every message has the fields that the template reads"
                 ) from None
+
+    def _bounded(self, variables: dict[str, Any]) -> Iterator[str]:
+        written = 0
+        for piece in self._template.generate(variables):
+            written += len(piece)
+            if written > MOST_CHARACTERS:
+                raise _TooMuch(f"it writes more than {MOST_CHARACTERS:,} characters")
+            yield piece
 
 
 @lru_cache(maxsize=32)

@@ -2,8 +2,9 @@
 
 How a conversation becomes ids (pitfalls 3 to 7):
 
-1. What a person wrote goes into the template between private marks: one pair around each message's content, one pair
-   around every control token's name inside it. ``{% generation %}`` blocks put marks around what the model writes.
+1. What a person wrote goes into the template between private marks: one pair around each message's content, reasoning
+   and tool names, one pair around every control token's name in anything of theirs (tools and arguments too).
+   ``{% generation %}`` blocks put marks around what the model writes.
 2. The rendered text is read once from left to right. Marks are taken out and become spans; a control token counts only
    where no mark touches it, that is, where the template itself wrote it.
 3. The text between two control tokens is encoded in one go, control tokens off; character offsets give the mask.
@@ -14,6 +15,7 @@ Nothing is found by searching ids, and no text of a person can become a control 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,28 +24,14 @@ from typing import Any
 from ..data.records import Message
 from ..errors import SproutError
 from .jinja import compile_template
-from .marks import Reading, Span, choose_marks, read_marked
+from .library import load_template
+from .marks import CALL, REASONING, Marks, Reading, Span, choose_marks, read_marked
 from .tokenizer import Tokenizer, token_name
+from .turns import Turns, plain_messages, plain_tools
 
-CHATML = """\
-{%- for message in messages %}
-    {%- if message['role'] not in ('system', 'user', 'assistant') %}
-        {{- raise_exception("role '" + message['role'] + "' is unknown; roles are system, user and assistant") }}
-    {%- endif %}
-    {{- '<|im_start|>' + message['role'] + '\\n' }}
-    {%- if message['role'] == 'assistant' %}
-        {%- generation %}
-            {{- message['content'] + '<|im_end|>' }}
-        {%- endgeneration %}
-    {%- else %}
-        {{- message['content'] + '<|im_end|>' }}
-    {%- endif %}
-    {{- '\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
+CHATML = load_template("chatml")  # of the tokenizers that we train
+THINKING = ("keep", "drop", "mask")
+_SHORT = 32  # characters; "\n" and "user\n" come up in every turn, so their ids are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +48,16 @@ class ChatTemplate:
 
     ``source`` is None for a tokenizer without a template: texts can be trained with it, and the first conversation is
     refused with a sentence. It is never written as plain text or JSON instead (pitfall 14).
+
+    ``thinking`` says what becomes of ``reasoning_content``: trained (keep), left out before rendering (drop), or shown
+    and not trained, with the tags around it (mask).
     """
 
-    def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
+    def __init__(self, source: str | None, tokenizer: Tokenizer, *, thinking: str = "keep") -> None:
         self.missing = source is None
         self.source = source = source or ""
         self.tokenizer = tokenizer
+        self.thinking = _known_mode(thinking)
         self._compiled = compile_template(source)
         # Longest first: where one control token begins with another, the longer one is meant.
         self._control_names = tuple(sorted(tokenizer.control_tokens, key=len, reverse=True))
@@ -74,11 +66,12 @@ class ChatTemplate:
             for key in ("bos_token", "eos_token", "pad_token", "unk_token")
             if token_name(tokenizer.config.get(key))
         }
+        self._short_ids: dict[tuple[str, bool], list[int]] = {}
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> ChatTemplate:
+    def of(cls, tokenizer: Tokenizer, *, thinking: str = "keep") -> ChatTemplate:
         """The tokenizer's own template; a sentence where it has none."""
-        template = cls(tokenizer.chat_template, tokenizer)
+        template = cls(tokenizer.chat_template, tokenizer, thinking=thinking)
         template._require_source()
         return template
 
@@ -86,14 +79,11 @@ class ChatTemplate:
         if self.missing:
             raise SproutError(
                 f"{self.tokenizer.where}: this tokenizer has no chat template, so conversations cannot be written as "
-                "tokens; add chat_template to its tokenizer_config.json"
+                "tokens; set template.use in the recipe (chatml, say), or add chat_template to its tokenizer_config.json"
             )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ChatTemplate, (
-            None if self.missing else self.source,
-            self.tokenizer,
-        )  # a compiled template does not pickle; it is made again
+    def __reduce__(self) -> tuple[Any, ...]:  # a compiled template does not pickle; it is made again
+        return _unpickled, (None if self.missing else self.source, self.tokenizer, self.thinking)
 
     @property
     def marks_generation(self) -> bool:
@@ -102,8 +92,9 @@ class ChatTemplate:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the template's text."""
-        return hashlib.sha256(self.source.encode("utf-8", errors="surrogatepass")).hexdigest()
+        """sha256 of what decides ids and mask beside the tokenizer: the template's text, and ``thinking``."""
+        decides = self.source if self.thinking == "keep" else f"{self.source}\0thinking={self.thinking}"
+        return hashlib.sha256(decides.encode("utf-8", errors="surrogatepass")).hexdigest()
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -114,46 +105,83 @@ class ChatTemplate:
         return tuple(dict.fromkeys([*ends[-1:], self.tokenizer.eos_id]))
 
     def render(
-        self, messages: Sequence[Message | Mapping[str, Any]], *, add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        tools: Iterable[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = False,
+        thinking: str | None = None,
+        **variables: Any,
     ) -> Rendered:
-        """Ids and mask of a conversation.
+        """Ids and mask of a conversation, with the tools that the model may call.
 
         Trained are the generation spans of assistant turns, end token included. A message's ``train`` overrides:
         False leaves an assistant turn out, True trains another turn's content and the end token after it.
         With ``add_generation_prompt`` the conversation is a question to the model and nothing in it is trained.
-        SproutError where the template refuses the conversation.
+        ``thinking`` overrides the template's own; ``variables`` are handed to the template (``enable_thinking=False``
+        for Qwen3's). SproutError where the template refuses the conversation.
         """
-        self._require_source()
-        plain, overrides = _plain(messages)
-        marks = choose_marks(plain, self.source)
-        raw = self._render_text(marks.mark(plain, self._control_names), add_generation_prompt, marks.generation)
-        reading = read_marked(raw, marks, self._control_names)
-        roles = [message["role"] for message in plain]
-        reading.controls = [c for c in reading.controls if not _inside_anothers_content(c, reading, roles)]
+        return self.trace(messages, tools, add_generation_prompt=add_generation_prompt, thinking=thinking, **variables)[
+            0
+        ]
+
+    def trace(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        tools: Iterable[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = False,
+        thinking: str | None = None,
+        **variables: Any,
+    ) -> tuple[Rendered, Reading]:
+        """``render``, and the reading that ids and mask were made from; for lints."""
+        mode = self.thinking if thinking is None else _known_mode(thinking)
+        plain, overrides = plain_messages(messages, mode)
+        reading = self.read(plain, tools, add_generation_prompt=add_generation_prompt, **variables)
         if add_generation_prompt:
-            return self._encode(reading, [])
-        if not self.marks_generation:
-            reading.generations = self._spans_by_prefixes(plain, reading)
-        spans = _trained_spans(reading, roles, overrides)
-        return self._encode(reading, spans)
+            return self._encode(reading, []), reading
+        spans = _trained_spans(reading, [message["role"] for message in plain], overrides)
+        if mode == "mask":
+            spans = _without(spans, thinking_spans(reading))
+        return self._encode(reading, spans), reading
 
-    def _render_text(self, messages: list[dict[str, Any]], add_generation_prompt: bool, marks: tuple[str, str]) -> str:
-        variables = {
-            **self._named,
-            "messages": messages,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        return self._compiled.render(variables, marks)
+    def read(
+        self,
+        plain: Turns,
+        tools: Iterable[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> Reading:
+        """The rendered text of plain messages (``turns.plain_messages``) and what its parts are; for ``render`` and lints."""
+        self._require_source()
+        offered = plain_tools(tools)
+        marks = choose_marks([plain, offered, variables], self.source)
+        given = {"documents": None, **self._named, "tools": offered}
+        if variables or offered:
+            given = marks.shield({**given, **variables, "tools": offered}, self._control_names) | self._named
+        marked = marks.mark(plain, self._control_names)
 
-    def _spans_by_prefixes(self, messages: list[dict[str, Any]], reading: Reading) -> list[Span]:
+        def raw(upto: int, prompt: bool) -> str:
+            values = {**given, "messages": marked[:upto], "add_generation_prompt": prompt}
+            return self._compiled.render(values, marks.generation, marks.characters)
+
+        reading = read_marked(raw(len(plain), add_generation_prompt), marks, self._control_names)
+        reading.controls = _templates_own(reading, plain)
+        _require_shown(reading, plain, offered)
+        if not self.marks_generation and not add_generation_prompt:
+            reading.generations = self._spans_by_prefixes(plain, reading, raw, marks)
+        return reading
+
+    def _spans_by_prefixes(self, messages: Turns, reading: Reading, raw: Any, marks: Marks) -> list[Span]:
         """Assistant spans of a template without generation tags: what each reply adds to its own prompt."""
+        unmarked = str.maketrans("", "", marks.characters)
 
         def text(upto: int, prompt: bool) -> str:
-            marks = choose_marks(messages, self.source)
-            marked = marks.mark(messages[:upto], self._control_names)
-            return read_marked(self._render_text(marked, prompt, marks.generation), marks, self._control_names).text
+            if upto == len(messages) and not prompt:
+                return reading.text
+            cleaned: str = raw(upto, prompt).translate(unmarked)
+            return cleaned
 
         spans = []
         for i, message in enumerate(messages):
@@ -164,8 +192,9 @@ class ChatTemplate:
             if not after.startswith(before) or not reading.text.startswith(after.rstrip()):
                 raise SproutError(
                     f"the chat template has no {{% generation %}} tags, and message {i + 1} changes how earlier "
-                    "messages are written, so the reply's span cannot be found; put {% generation %} and "
-                    "{% endgeneration %} around the assistant's content and its end token in the template"
+                    "messages are written, so the reply's span cannot be found; set template.use to one that has them "
+                    "(chatml, qwen3, llama3 ...), or put {% generation %} and {% endgeneration %} around the "
+                    "assistant's content and its end token"
                 )
             spans.append((len(before), self._end_of_turn(reading, len(before), len(after))))
         return spans
@@ -177,64 +206,161 @@ class ChatTemplate:
         return ends[-1] if ends else end
 
     def _encode(self, reading: Reading, spans: list[Span]) -> Rendered:
+        """Ids and mask of a text, piece by piece between control tokens; a token is trained where it touches a span."""
         ids: list[int] = []
         trained: list[bool] = []
-        remaining = _Spans(spans)
-
-        def text_piece(start: int, end: int) -> None:
-            if start == end:
-                return
-            piece_ids, offsets = self.tokenizer.encode_with_offsets(reading.text[start:end])
-            ids.extend(piece_ids)
-            trained.extend(remaining.touch(start + a, start + b) for a, b in offsets)
-
-        position = 0
-        for start, end, name in reading.controls:
-            text_piece(position, start)
-            ids.append(self.tokenizer.control_tokens[name])
-            trained.append(remaining.touch(start, end))
+        text, control_ids = reading.text, self.tokenizer.control_tokens
+        position = following = 0  # following: the first span that is not behind us
+        for start, end, name in [*reading.controls, (len(text), len(text), "")]:
+            for a, b in ((position, start), (start, end)):
+                if a == b:
+                    continue
+                while following < len(spans) and spans[following][1] <= a:
+                    following += 1
+                inside = following < len(spans) and spans[following][0] < b
+                if a == start:  # the control token; read after the text before it
+                    ids.append(control_ids[name])
+                    trained.append(inside)
+                elif inside and not (spans[following][0] <= a and b <= spans[following][1]):
+                    self._encode_mixed(text[a:b], a, spans[following:], ids, trained)
+                else:
+                    piece = self._ids_of(text[a:b], a == 0)
+                    ids.extend(piece)
+                    trained.extend([inside] * len(piece))
             position = end
-        text_piece(position, len(reading.text))
-        return Rendered(ids, trained, reading.text)
+        return Rendered(ids, trained, text)
+
+    def _encode_mixed(self, piece: str, start: int, spans: list[Span], ids: list[int], trained: list[bool]) -> None:
+        """A piece of text that is trained in part."""
+        head = spans[0][0] - start
+        if 0 < head <= _SHORT and spans[0][1] >= start + len(piece):
+            # The usual case, "assistant\n" and a reply. Where the ids begin with the head's own ids, the head ends
+            # there, because a token always stands for the same text; asking for no offsets saves a fifth of the time.
+            head_ids = self._ids_of(piece[:head], start == 0)
+            piece_ids = self.tokenizer.encode(piece, at_start=start == 0)
+            if piece_ids[: len(head_ids)] == head_ids:
+                ids.extend(piece_ids)
+                trained.extend([False] * len(head_ids))
+                trained.extend([True] * (len(piece_ids) - len(head_ids)))
+                return
+        piece_ids, offsets = self.tokenizer.encode_with_offsets(piece, at_start=start == 0)
+        mask = [False] * len(piece_ids)
+        for a, b in spans:
+            if a >= start + len(piece):
+                break
+            first = bisect_right(offsets, a - start, key=_end)
+            behind = bisect_left(offsets, b - start, lo=first, key=_start)
+            mask[first:behind] = [True] * (behind - first)
+        ids.extend(piece_ids)
+        trained.extend(mask)
+
+    def _ids_of(self, piece: str, at_start: bool) -> list[int]:
+        if len(piece) > _SHORT:
+            return self.tokenizer.encode(piece, at_start=at_start)
+        known = self._short_ids.get((piece, at_start))
+        if known is None:
+            known = self.tokenizer.encode(piece, at_start=at_start)
+            if len(self._short_ids) < 4096:
+                self._short_ids[piece, at_start] = known
+        return known
 
 
-class _Spans:
-    """Answers "does this token touch a trained span?" for tokens in order, looking at each span once."""
-
-    def __init__(self, spans: Iterable[Span]) -> None:
-        self._spans = sorted(spans)
-        self._next = 0
-
-    def touch(self, start: int, end: int) -> bool:
-        while self._next < len(self._spans) and self._spans[self._next][1] <= start:
-            self._next += 1
-        return self._next < len(self._spans) and self._spans[self._next][0] < end
+def _unpickled(source: str | None, tokenizer: Tokenizer, thinking: str) -> ChatTemplate:
+    return ChatTemplate(source, tokenizer, thinking=thinking)
 
 
-def _inside_anothers_content(control: tuple[int, int, str], reading: Reading, roles: list[str]) -> bool:
-    """Whether a control token's name came about inside the text of a user, system or tool turn.
+def _known_mode(thinking: str) -> str:
+    if thinking not in THINKING:
+        raise SproutError(f"thinking is {thinking!r}; expected {', '.join(THINKING)}")
+    return thinking
 
-    Names that stand in the content are shielded; this one the template put together by leaving something out, say
+
+def _start(offset: Span) -> int:
+    return offset[0]
+
+
+def _end(offset: Span) -> int:
+    return offset[1]
+
+
+def _require_shown(reading: Reading, messages: Turns, tools: Turns | None) -> None:
+    """A template made without tools in mind leaves them out without a word; a row that has them must not be trained so."""
+    shown = {i for _, _, i in reading.parts[CALL]}
+    for i, message in enumerate(messages):
+        if message.get("tool_calls") and message["role"] == "assistant" and i not in shown:
+            raise SproutError(
+                f"the chat template leaves out the tool calls of message {i + 1}; use one that writes them "
+                "(template.use: chatml or qwen3)"
+            )
+    if tools and tools[0]["function"]["name"] not in reading.text:
+        raise SproutError(
+            "the chat template leaves out the tools that the conversation offers; use one that writes them "
+            "(template.use: chatml or qwen3)"
+        )
+
+
+def _templates_own(reading: Reading, messages: Turns) -> list[tuple[int, int, str]]:
+    """The control tokens, less those whose name came about inside the text of a user, system or tool turn.
+
+    Names that stand in the content are shielded; these the template put together by leaving something out, say
     ``replace('#', '')`` on ``<|im_#end|>``. In a reply it is the template's own doing: Qwen's writes ``</think>`` there.
     """
-    return any(a <= control[0] < b and roles[i] != "assistant" for a, b, i in reading.contents)
+    foreign = sorted((a, b) for a, b, i in reading.contents if messages[i]["role"] != "assistant")
+    if not foreign:
+        return reading.controls
+    kept = []
+    for control in reading.controls:
+        before = bisect_right(foreign, (control[0], len(reading.text))) - 1
+        if before < 0 or not foreign[before][0] <= control[0] < foreign[before][1]:
+            kept.append(control)
+    return kept
 
 
 def _trained_spans(reading: Reading, roles: list[str], overrides: list[bool | None]) -> list[Span]:
     """Generation spans, less the turns that say train=False, plus the turns of others that say train=True."""
-    assistants = [i for i, role in enumerate(roles) if role == "assistant"]
-    spans: list[Span] = []
-    for k, (start, end) in enumerate(reading.generations):
-        owners = {i for a, b, i in reading.contents if start <= a and b <= end}
-        if not owners and len(reading.generations) == len(assistants):
-            owners = {assistants[k]}  # an empty reply carries no mark; its place in the order tells whose it is
-        if not any(overrides[i] is False for i in owners):
-            spans.append((start, end))
-    for a, b, i in reading.contents:
-        if overrides[i] and roles[i] != "assistant":
-            end = next((stop for begin, stop, _ in reading.controls if begin >= b), b)
-            spans.append((a, end))
+    spans = list(reading.generations)
+    if any(override is not None for override in overrides):
+        spans = [span for k, span in enumerate(spans) if not _says_no(k, reading, roles, overrides)]
+        for a, b, i in reading.contents:
+            if overrides[i] and roles[i] != "assistant":
+                end = next((stop for begin, stop, _ in reading.controls if begin >= b), b)
+                spans.append((a, end))
     return _merged(spans)
+
+
+def _says_no(k: int, reading: Reading, roles: list[str], overrides: list[bool | None]) -> bool:
+    """Whether the turn of the k-th generation span says train=False."""
+    start, end = reading.generations[k]
+    owners = {i for parts in reading.parts for a, b, i in parts if start <= a and b <= end}
+    assistants = [i for i, role in enumerate(roles) if role == "assistant"]
+    if not owners and len(reading.generations) == len(assistants):
+        owners = {assistants[k]}  # an empty reply carries no mark; its place in the order tells whose it is
+    return any(overrides[i] is False for i in owners)
+
+
+def thinking_spans(reading: Reading) -> list[Span]:
+    """Where the reasoning stands, with the tags around it and the blanks behind them."""
+    text = reading.text
+    starts = {start: end for start, end, _ in reading.controls}
+    ends = {end: start for start, end, _ in reading.controls}
+    spans = []
+    for a, b, _ in reading.parts[REASONING]:
+        before = len(text[:a].rstrip())
+        after = b + len(text[b:]) - len(text[b:].lstrip())
+        opening = ends.get(before, before - len("<think>") if text.endswith("<think>", 0, before) else None)
+        closing = starts.get(after, after + len("</think>") if text.startswith("</think>", after) else None)
+        if opening is not None and closing is not None:
+            a, b = opening, closing + len(text[closing:]) - len(text[closing:].lstrip())
+        spans.append((a, b))
+    return spans
+
+
+def _without(spans: list[Span], holes: list[Span]) -> list[Span]:
+    """``spans`` less ``holes``."""
+    for a, b in holes:
+        spans = [piece for start, end in spans for piece in ((start, min(end, a)), (max(start, b), end))]
+        spans = [(start, end) for start, end in spans if start < end]
+    return sorted(set(spans))
 
 
 def _merged(spans: list[Span]) -> list[Span]:
@@ -247,54 +373,13 @@ def _merged(spans: list[Span]) -> list[Span]:
     return merged
 
 
-def _plain(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[bool | None]]:
-    """Messages as dictionaries for the template, and their ``train`` overrides apart."""
-    plain: list[dict[str, Any]] = []
-    overrides: list[bool | None] = []
-    for index, message in enumerate(messages):
-        fields = {**message.as_dict(), "train": message.train} if isinstance(message, Message) else dict(message)
-        train = fields.pop("train", None)
-        overrides.append(None if train is None else bool(train))
-        for key in ("role", "content"):
-            if not isinstance(fields.get(key), str):
-                raise SproutError(
-                    f"message {index + 1}: {key} must be text, found {type(fields.get(key)).__name__}; "
-                    "a message is {role: system|user|assistant, content: text}"
-                )
-        plain.append(fields)
-    if not plain:
-        raise SproutError("a conversation needs at least one message; this one is empty")
-    return plain, overrides
-
-
 # --- what a template must do ------------------------------------------------------------------------------------------
 
 PROBE = (Message("user", "2 + 2 ="), Message("assistant", "4"), Message("user", "3 + 3 ="), Message("assistant", "6"))
 
 
 def check_template(template: ChatTemplate) -> int:
-    """The id of the trained end token. SproutError where a model trained with this template could never stop."""
-    # Two turns show whether every turn's end is trained; a template without tags may allow only one (Qwen3's does).
-    probe = template.render(PROBE if template.marks_generation else PROBE[:2])
-    tokenizer = template.tokenizer
-    trained = [id_ for id_, t in zip(probe.ids, probe.trained, strict=True) if t]
-    if not trained:
-        raise SproutError(
-            "the chat template trains nothing: no token of the assistant's turns lies inside {% generation %}; "
-            "put {% generation %} and {% endgeneration %} around the assistant's content and its end token"
-        )
-    last_by_turn = [
-        id_
-        for i, (id_, t) in enumerate(zip(probe.ids, probe.trained, strict=True))
-        if t and (i + 1 == len(probe.ids) or not probe.trained[i + 1])
-    ]
-    control = set(tokenizer.control_tokens.values())
-    for id_ in last_by_turn:
-        if id_ not in control:
-            after = next((i for i in reversed(probe.ids) if i in control), tokenizer.eos_id)
-            raise SproutError(
-                f"the chat template ends what is trained of an assistant's turn at {tokenizer.token_text(id_)!r}, "
-                f"which is no stop token: the end token {tokenizer.token_text(after)!r} is not trained, so the model "
-                "would never stop; move {% endgeneration %} behind the end token"
-            )
-    return last_by_turn[-1]
+    """The id of the trained end token. SproutError with the first fault that ``lint_template`` finds."""
+    from .lint import require_sound
+
+    return require_sound(template)

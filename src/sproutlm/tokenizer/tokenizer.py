@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -16,6 +17,15 @@ import numpy as np
 import tokenizers
 
 from ..errors import SproutError
+from .locate import (
+    config_beside,
+    find_tokenizer,
+    find_tokenizer_folder as find_tokenizer_folder,
+    parse_object,
+    read_text,
+)
+from .spelling import BYTE_OF_CHARACTER as BYTE_OF_CHARACTER, Spelling
+from .text_only import BYTE_TOKEN, Data, is_control, keep_gaps, model_ids, text_encoders
 
 END_OF_TEXT, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -29,20 +39,15 @@ CONTROL_TOKENS: tuple[str, ...] = (
 )  # fmt: skip
 
 # Where a foreign tokenizer does not name its end token, these are tried in order.
-_KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
+_KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 _SPARE = re.compile(r"pad|reserved|unused|extra", re.IGNORECASE)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table), inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    shifted = [byte for byte in range(256) if byte not in set(printable)]
-    table = {chr(byte): byte for byte in printable}
-    table.update({chr(256 + i): byte for i, byte in enumerate(shifted)})
-    return table
-
-
-BYTE_OF_CHARACTER = _byte_alphabet()
+# Texts on which tokenizers are known to lose something; with the 256 bytes, they decide ``Tokenizer.byte_exact``.
+_PROBES = (
+    "Two  blanks, a Capital and a\ttab; “full width”，１２３！", " blank first", "  two first", "blank last ",
+    "\n\r\n\n \r", "\u3000 \u00a0", "Ünï \u200b e\u0301 ﬁ 👩\u200d👩 𠀀 \x00\x7f \ufffd", "<0x41> ## ##ing </s>",
+)  # fmt: skip
 
 
 def token_name(value: Any) -> str | None:
@@ -53,12 +58,16 @@ def token_name(value: Any) -> str | None:
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer.
+    """Any ``tokenizer.json``: byte-level BPE, BPE or Unigram with byte fallback (SentencePiece's kinds), WordPiece.
 
     ``encode`` has control tokens off: ``"<|im_end|>"`` in a text stays text. Only ``token_id`` (and the chat template,
     for what it wrote itself) makes control ids. Safe to share between threads; pickles as its JSON.
 
-    ``notes`` holds sentences about choices made while loading (a missing pad token, say); empty for our own tokenizers.
+    ``byte_exact``: whether every text comes back byte for byte (up to NFC where the file asks for that form; and a "▁"
+    comes back as a blank where it stands for one). ``dummy_blank``: where the tokenizer puts a blank of its own before
+    a text: ``none``, at its start (``first``), or after every control token, too (``each``).
+    ``notes`` holds sentences about choices made while loading (a missing pad token, say) and about what is lost; empty
+    for our own tokenizers.
     """
 
     def __init__(self, tokenizer_json: str, config: dict[str, Any] | None = None, *, where: str = "tokenizer.json"):
@@ -69,39 +78,47 @@ class Tokenizer:
         self._build()
 
     def _build(self) -> None:
-        data = _parse_object(self._json, self.where)
-        if not _is_byte_level(data):
-            raise SproutError(
-                f"{self.where}: this is not a byte-level tokenizer (model {data.get('model', {}).get('type')!r}, no "
-                "ByteLevel step), so its text cannot be rebuilt byte by byte; use a byte-level BPE tokenizer "
-                "(Qwen's, Llama 3's, GPT-2's), or train one with `sprout tokenizer train`"
+        data = parse_object(self._json, self.where)
+        _check_shape(data, self.where)
+        if moved := keep_gaps(data):
+            self._json = json.dumps(data, ensure_ascii=False)
+            self.notes.append(
+                f"{self.where}: there are gaps between its ids, which the tokenizers library would close; {len(moved)} "
+                f"added tokens (first: {moved[0]!r}) were written into the vocabulary, so that they keep their ids"
             )
-        added: list[dict[str, Any]] = data.get("added_tokens", [])
-        # Runs of blanks that some vocabularies add are ordinary text; everything else that was added is control.
-        self.control_tokens: dict[str, int] = {
-            t["content"]: t["id"] for t in added if t.get("special") or not t["content"].isspace()
-        }
-        self._added = {t["content"]: t for t in added}
-        self._encoder = _text_only_encoder(data, set(self.control_tokens), self.where)
-        vocabulary = self._encoder.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(vocabulary.values()) + 1
-        self._bytes = self._table(vocabulary)
+        vocabulary, added = model_ids(data), data["added_tokens"]
+        self.control_tokens: dict[str, int] = {t["content"]: t["id"] for t in added if is_control(t)}
+        unknown = data["model"].get("unk_token")
+        if unknown in vocabulary:  # some files do not add the unknown token that their model names
+            self.control_tokens.setdefault(unknown, vocabulary[unknown])
+        self.vocab_size: int = max([*vocabulary.values(), *(t["id"] for t in added)], default=-1) + 1
+        spelling = Spelling.of(data)
+        self.dummy_blank: str = spelling.dummy
+        self._bytes = spelling.table(data, self.control_tokens, self.vocab_size)
         self._control_text = {id_: text for text, id_ in self.control_tokens.items()}
-        self._name_tokens()
+        self._encoder, self._inside = text_encoders(data, self.control_tokens, self.where)
+        self._byte_ids: frozenset[int] = frozenset()
+        if data["model"].get("type") == "Unigram" and spelling.byte_fallback:
+            self._byte_ids = frozenset(id_ for token, id_ in vocabulary.items() if BYTE_TOKEN.fullmatch(token))
+        self._name_tokens(unknown)
+        plain = spelling.byte_level and not data.get("normalizer") and spelling.dummy == "none" and not spelling.prefix
+        lost = _lost_bytes(self._bytes) or (None if plain else self._lost_text(data))
+        self.byte_exact = lost is None
+        if lost:
+            kind = data["model"].get("type", "of an unnamed type")
+            self.notes.append(f"{self.where}: this tokenizer ({kind}) is not byte-exact: {lost}")
 
-    def _table(self, vocabulary: dict[str, int]) -> list[bytes]:
-        """Bytes of every id; empty for control tokens and for ids that no token has."""
-        table = [b""] * self.vocab_size
-        for token, id_ in vocabulary.items():
-            if token in self._added:
-                table[id_] = b"" if token in self.control_tokens else token.encode()
-            elif all(character in BYTE_OF_CHARACTER for character in token):
-                table[id_] = bytes(BYTE_OF_CHARACTER[character] for character in token)
-            else:
-                table[id_] = token.encode()
-        return table
+    def _lost_text(self, data: Data) -> str | None:
+        """The first probe that does not survive, as half a sentence."""
+        composes = (data.get("normalizer") or {}).get("type") == "NFC"
+        for probe in _PROBES:
+            wanted = unicodedata.normalize("NFC", probe) if composes else probe
+            got = self.decode(self.encode(probe))
+            if got != wanted:
+                return f"{probe!r} comes back as {got!r}"
+        return None
 
-    def _name_tokens(self) -> None:
+    def _name_tokens(self, model_unknown: str | None) -> None:
         """Settle eos, pad and unk. Never makes pad = eos without a word: a loss that ignores pad would untrain the end."""
         eos = token_name(self.config.get("eos_token"))
         if eos is not None and eos not in self.control_tokens:
@@ -118,6 +135,8 @@ class Tokenizer:
             )
         self.eos_id: int = self.control_tokens[eos]
         unknown = self._named("unk_token", {self.eos_id})
+        if unknown is None and self.control_tokens.get(model_unknown or "", self.eos_id) != self.eos_id:
+            unknown = self.control_tokens[model_unknown or ""]
         pad = self._named("pad_token", {self.eos_id})
         spare = [i for text, i in self.control_tokens.items() if i != self.eos_id and _SPARE.search(text)]
         if pad is None:
@@ -144,9 +163,12 @@ class Tokenizer:
 
     # --- text -> ids ------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, control tokens off. SproutError where the text is not valid Unicode."""
-        return self._encoding(text).ids
+    def encode(self, text: str, *, at_start: bool = True) -> list[int]:
+        """Ids of ``text``, control tokens off. SproutError where the text is not valid Unicode.
+
+        ``at_start=False``: the text comes after a control token, where the tokenizer may write no blank of its own.
+        """
+        return self._encoding(text, at_start).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of several texts at once, on the threads that the ``tokenizers`` library takes."""
@@ -155,14 +177,35 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError):
             return [self.encode(text) for text in texts]
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(self, text: str, *, at_start: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, its span in characters. Tokens that share one character have the same span."""
-        encoding = self._encoding(text)
+        encoding = self._encoding(text, at_start)
+        if self._byte_ids:
+            return encoding.ids, self._spans_of_runs(encoding.ids, encoding.offsets)
         return encoding.ids, encoding.offsets
 
-    def _encoding(self, text: str) -> tokenizers.Encoding:
+    def _spans_of_runs(self, ids: list[int], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Unigram gives a whole run of unknown characters one span; each byte gets that of its own character."""
+        spans = list(offsets)
+        begin = 0
+        while begin < len(ids):
+            end = begin + 1
+            if ids[begin] in self._byte_ids:
+                while end < len(ids) and ids[end] in self._byte_ids and offsets[end] == offsets[begin]:
+                    end += 1
+                start, stop = offsets[begin]
+                leads = [self._bytes[id_][0] & 0xC0 != 0x80 for id_ in ids[begin:end]]  # not a continuation byte
+                if stop - start > 1 and sum(leads) == stop - start:
+                    place = start - 1
+                    for i, lead in enumerate(leads, begin):
+                        place += lead
+                        spans[i] = (place, place + 1)
+            begin = end
+        return spans
+
+    def _encoding(self, text: str, at_start: bool) -> tokenizers.Encoding:
         try:
-            return self._encoder.encode(text, add_special_tokens=False)
+            return (self._encoder if at_start else self._inside).encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             raise _not_text(text) from None
 
@@ -176,28 +219,62 @@ class Tokenizer:
 
     # --- ids -> text ------------------------------------------------------------------------------------------------
 
-    def decode_bytes(self, ids: Iterable[int], keep_control: bool = False) -> bytes:
-        """Exact bytes; control tokens, and ids beyond the vocabulary (a model may have spare rows), give none."""
-        table, size = self._bytes, self.vocab_size
+    def decode_bytes(self, ids: Iterable[int], keep_control: bool = False, *, after: int | None = None) -> bytes:
+        """Exact bytes; control tokens, and ids beyond the vocabulary (a model may have spare rows), give none.
+
+        ``after``: the id that stands before ``ids`` where they continue something; None where a text starts. A blank
+        that the tokenizer itself put before a text (``dummy_blank``) is taken away again.
+        """
         pieces = []
+        if self.dummy_blank == "none":
+            table, size = self._bytes, self.vocab_size
+            for id_ in ids:
+                if keep_control and id_ in self._control_text:
+                    pieces.append(self._control_text[id_].encode())
+                elif 0 <= id_ < size:
+                    pieces.append(table[id_])
+            return b"".join(pieces)
+        fresh = self.begins_text(after)
         for id_ in ids:
-            if keep_control and id_ in self._control_text:
-                pieces.append(self._control_text[id_].encode())
-            elif 0 <= id_ < size:
-                pieces.append(table[id_])
+            piece, fresh = self.spell(id_, fresh)
+            pieces.append(self._control_text[id_].encode() if keep_control and id_ in self._control_text else piece)
         return b"".join(pieces)
 
-    def decode(self, ids: Iterable[int], keep_control: bool = False) -> str:
+    def begins_text(self, after: int | None) -> bool:
+        """Whether the token after ``after`` begins a text that the tokenizer put a blank before."""
+        if after is None:
+            return self.dummy_blank != "none"
+        return self.dummy_blank == "each" and after in self._control_text
+
+    def spell(self, id_: int, fresh: bool) -> tuple[bytes, bool]:
+        """Bytes of one id, less the tokenizer's own blank where it is ``fresh``, and whether the next one is fresh."""
+        if id_ in self._control_text:
+            return b"", fresh or self.dummy_blank == "each"
+        piece = self.piece(id_)
+        if fresh and piece:
+            return piece.removeprefix(b" "), False
+        return piece, fresh
+
+    def piece(self, id_: int) -> bytes:
+        """What one id spells, whatever stands before it; nothing for control tokens and ids without a token."""
+        return self._bytes[id_] if 0 <= id_ < self.vocab_size else b""
+
+    def decode(self, ids: Iterable[int], keep_control: bool = False, *, after: int | None = None) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD (``StreamDecoder`` is the one for a stream)."""
-        return self.decode_bytes(ids, keep_control).decode("utf-8", errors="replace")
+        return self.decode_bytes(ids, keep_control, after=after).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """(vocab,) int64: how many bytes of text each id stands for; 0 for control tokens."""
+        """(vocab,) int64: how many bytes of text each id stands for; 0 for control tokens.
+
+        A text has one byte less than its tokens together where the tokenizer put a blank before it (``dummy_blank``).
+        """
         return np.array([len(piece) for piece in self._bytes], dtype=np.int64)
 
     def token_text(self, id_: int) -> str:
         """One token for the eye: a control token's name, else its text."""
-        return self.decode([id_], keep_control=True)
+        if id_ in self._control_text:
+            return self._control_text[id_]
+        return self.piece(id_).decode("utf-8", errors="replace")
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -250,15 +327,20 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load from a folder with ``tokenizer.json`` (ours or Hugging Face's), a checkpoint, or a run folder."""
-        folder = find_tokenizer_folder(Path(path))
-        file = folder / "tokenizer.json"
-        config_file = folder / "tokenizer_config.json"
-        config = _parse_object(_read(config_file), str(config_file)) if config_file.exists() else {}
-        jinja = folder / "chat_template.jinja"
-        if jinja.exists():
-            config["chat_template"] = _read(jinja)
-        return cls(_read(file), config, where=str(file))
+        """Load from a folder with ``tokenizer.json`` (ours or Hugging Face's) or ``tokenizer.model`` (SentencePiece), a
+        checkpoint, a run folder, a file of one of these kinds or NAME.tiktoken, or the name of a tiktoken encoding.
+        """
+        place = find_tokenizer(path)
+        if place.kind == "sentencepiece":
+            from .spm import from_sentencepiece
+
+            return from_sentencepiece(place.file)
+        if place.kind == "tiktoken":
+            from .tiktoken_import import from_tiktoken
+
+            return from_tiktoken(place.file)
+        file = Path(place.file)
+        return cls(read_text(file), config_beside(file), where=str(file))
 
     def __getstate__(self) -> tuple[str, dict[str, Any], str]:
         return self._json, self.config, self.where
@@ -272,71 +354,19 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, where={self.where!r})"
 
 
-def find_tokenizer_folder(path: Path) -> Path:
-    """The folder that holds ``tokenizer.json``: ``path``, or inside a run its ``model/`` or newest whole checkpoint."""
-    if path.name == "tokenizer.json" and path.is_file():
-        return path.parent
-    if not path.exists():
-        raise SproutError(f"{path}: no such folder; give a tokenizer's folder, a run folder or a Hugging Face folder")
-    checkpoints = sorted(path.glob("checkpoints/step-*"), reverse=True)
-    whole = [folder for folder in checkpoints if (folder / "COMPLETE").exists()]
-    for folder in (path, path / "model", *whole, path / "tokenizer"):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    if (path / "tokenizer.model").exists():
-        raise SproutError(
-            f"{path}: only tokenizer.model (SentencePiece) is there and no tokenizer.json; save it with "
-            "transformers' AutoTokenizer first, which writes tokenizer.json"
-        )
-    raise SproutError(
-        f"{path}: no tokenizer.json there, nor in its model/ or checkpoints/; give a tokenizer's folder, "
-        "a run folder or a Hugging Face folder, or train one with `sprout tokenizer train`"
-    )
+def _check_shape(data: Data, where: str) -> None:
+    """A sentence unless ``data`` has the parts that every ``tokenizer.json`` has."""
+    if not isinstance(data.get("model"), dict):
+        raise SproutError(f"{where}: this JSON is no tokenizer: it has no model; expected a tokenizer.json")
+    if data.get("added_tokens") is None:
+        data["added_tokens"] = []
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SproutError(f"{file}: not UTF-8 text (byte {error.start}); the file is damaged, copy it again") from None
-    except OSError as error:
-        raise SproutError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _parse_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SproutError(
-            f"{where}:{error.lineno}: not JSON ({error.msg}); the file is damaged, copy it again"
-        ) from None
-    if not isinstance(value, dict):
-        raise SproutError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _is_byte_level(data: dict[str, Any]) -> bool:
-    steps = json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
-    return '"ByteLevel"' in steps
-
-
-def _text_only_encoder(data: dict[str, Any], control: set[str], where: str) -> tokenizers.Tokenizer:
-    """An encoder for text alone: no control token is ever recognised, nothing is added, cut or padded.
-
-    ``encode_special_tokens`` switches off only the added tokens that are marked special, and many folders leave
-    ``<think>`` and the like unmarked, so every control token is marked here. Post-processors go: they add a first
-    token (pitfall 7) and trim the offsets that masks are made from.
-    """
-    added = [{**t, "special": t.get("special") or t["content"] in control} for t in data.get("added_tokens", [])]
-    text_only = {**data, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
-    try:
-        encoder = tokenizers.Tokenizer.from_str(json.dumps(text_only, ensure_ascii=False))
-    except BaseException as error:  # the library raises bare Exception, and where its Rust code panics, not even that
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise SproutError(f"{where}: the tokenizers library cannot read this file ({error})") from None
-    encoder.encode_special_tokens = True
-    return encoder
+def _lost_bytes(table: list[bytes]) -> str | None:
+    missing = {bytes([byte]) for byte in range(256)}.difference(table)
+    if not missing:
+        return None
+    return f"{len(missing)} bytes have no token of their own (first: 0x{min(missing)[0]:02X})"
 
 
 def _not_text(text: Any) -> SproutError:

@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer on texts."""
+"""Train a tokenizer on texts: byte-level BPE, or SentencePiece."""
 
 from __future__ import annotations
 
@@ -8,62 +8,40 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
 from ..data.records import Labelled, Record, Text, messages_of
 from ..errors import SproutError
+from .cuts import Cjk, Digits, Rules, Spaces, pre_tokenizer, training_pre_tokenizer
+from .reading import Sample, Used, read
 from .template import CHATML
 from .tokenizer import CONTROL_TOKENS, END_OF_TEXT, PAD, UNKNOWN, Tokenizer
 
 LEAST_VOCAB_SIZE = 256 + len(CONTROL_TOKENS)
-PIECE_CHARACTERS = 65_536
 # What the chat template writes in every turn. Fed along with every text, because plain documents lack these words and
 # "assistant" would cost nine tokens in each reply; their dozen merges are well spent.
 TEMPLATE_WORDS = "system\nuser\nassistant\n"
-
-# Where text is cut before merges are learned; merges never cross a cut. Five rules, each applied to what the one
-# before left whole:
-#   each line break stands alone -- so "assistant\n" at the head of a turn has the same ids whatever follows it, and a
-#     prompt's ids are always a prefix of the whole conversation's (a GPT-4-style rule glues "\n\n" together);
-#   a run of letters, with at most one blank before it;
-#   a run of punctuation, likewise -- so "，" never sticks to a word and "，" + word needs no entry of its own;
-#   runs of Chinese, Japanese or Korean letters apart from Latin ones ("用Python写" is three pieces);
-#   digits one by one -- so that numbers have one spelling and sums can be learned column by column.
-# It is the same cut that llama.cpp knows as "deepseek-coder", so a model exports there without a patch.
-_LINE_BREAK = r"[\r\n]"
-_LETTERS = r"\s?\p{L}+"
-_PUNCTUATION = r"\s?\p{P}+"
-_EAST_ASIAN = r"[一-龥ࠀ-一가-퟿]+"
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
-
-
-def _untrained() -> Backend:
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(_split(pattern) for pattern in (_LINE_BREAK, _LETTERS, _PUNCTUATION, _EAST_ASIAN)),
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return backend
+SENTENCEPIECE = {"sentencepiece_bpe": "bpe", "sentencepiece_unigram": "unigram"}
 
 
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
     *,
+    kind: str = "byte_bpe",
+    digits: Digits = "single",
+    spaces: Spaces = "single",
+    cjk: Cjk = "runs",
+    sample: Sample = "spread",
+    seed: int = 0,
     max_bytes: int = 200_000_000,
     say: Callable[[str], None] | None = None,
 ) -> Tokenizer:
     """A tokenizer of ``vocab_size`` ids (fewer where the text has too few different pieces; ``say`` hears of it).
 
-    Reads at most ``max_bytes`` bytes of text, in memory bounded by the number of different pieces.
-    The same texts give the same bytes of ``tokenizer.json``.
+    Uses at most ``max_bytes`` bytes of text: an even sample of all of it (``sample="spread"``), or its beginning
+    (``"first"``, which reads no further); ``reading.read`` says how. Memory is bounded by ``max_bytes`` (spread) and the
+    number of different pieces. The same texts give the same bytes of ``tokenizer.json``.
     """
     if vocab_size < LEAST_VOCAB_SIZE:
         raise SproutError(
@@ -71,63 +49,64 @@ def train_tokenizer(
             f"{LEAST_VOCAB_SIZE}; set tokenizer.vocab_size to {LEAST_VOCAB_SIZE} or more"
         )
     say = say or (lambda sentence: None)
-    backend = _untrained()
+    rules, used = Rules(digits, spaces, cjk), Used(sample, max_bytes)
+    pieces = _at_least_one(read(texts, used, seed=seed, say=say))
+    if kind in SENTENCEPIECE:
+        tokenizer = _sentencepiece(pieces, vocab_size, SENTENCEPIECE[kind], rules, max_bytes, say)
+    elif kind == "byte_bpe":
+        tokenizer = _byte_bpe(pieces, vocab_size, rules)
+    else:
+        raise SproutError(f"tokenizer.kind={kind!r} is not known; choose byte_bpe, {' or '.join(SENTENCEPIECE)}")
+    if used.cut:
+        say(used.sentence())
+    if tokenizer.vocab_size < vocab_size:
+        say(
+            f"tokenizer: {used.used:,} bytes of text have only enough different pieces for "
+            f"{tokenizer.vocab_size:,} ids, not {vocab_size:,}; the smaller size is used"
+        )
+    return tokenizer
+
+
+def _byte_bpe(pieces: Iterator[str], vocab_size: int, rules: Rules) -> Tokenizer:
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = training_pre_tokenizer(rules)
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty(),
     )
-    reading = _Reading(max_bytes)
-    backend.train_from_iterator(reading.pieces(texts), trainer=trainer)
-    if not reading.bytes:
+    fed = (f"{piece}\n{TEMPLATE_WORDS}" for piece in pieces)  # a line break stands alone: it joins no merge
+    backend.train_from_iterator(fed, trainer=trainer)
+    backend.pre_tokenizer = pre_tokenizer(rules)
+    return Tokenizer(backend.to_str(), tokenizer_config(), where="new tokenizer")
+
+
+def _sentencepiece(
+    pieces: Iterator[str], vocab_size: int, model: str, rules: Rules, max_bytes: int, say: Callable[[str], None]
+) -> Tokenizer:
+    from .spm_train import train_sentencepiece
+
+    return train_sentencepiece(
+        pieces,
+        vocab_size,
+        model=model,
+        digits=rules.digits,
+        cjk=rules.cjk,
+        spaces=rules.spaces,
+        max_bytes=max_bytes,
+        say=say,
+    )
+
+
+def _at_least_one(pieces: Iterator[str]) -> Iterator[str]:
+    some = False
+    for piece in pieces:
+        some = some or bool(piece)
+        yield piece
+    if not some:
         raise SproutError("no text to train a tokenizer on: every row was empty; check the data's columns and format")
-    if reading.full:
-        say(f"tokenizer: read the first {reading.bytes:,} bytes of text (max_bytes={max_bytes:,})")
-    tokenizer = Tokenizer(backend.to_str(), tokenizer_config(), where="new tokenizer")
-    if tokenizer.vocab_size < vocab_size:
-        say(
-            f"tokenizer: {reading.bytes:,} bytes of text have only enough different pieces for "
-            f"{tokenizer.vocab_size:,} ids, not {vocab_size:,}; the smaller size is used"
-        )
-    return tokenizer
-
-
-class _Reading:
-    """Feeds texts to the trainer in bounded pieces and counts their bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self.full = False
-
-    def pieces(self, texts: Iterable[str]) -> Iterator[str]:
-        for text in texts:
-            for piece in _cut(text):
-                # Half a surrogate pair is no Unicode text; the row is refused where it is encoded, with its line.
-                data = piece.encode("utf-8", errors="replace")
-                left = self.max_bytes - self.bytes
-                if len(data) > left:
-                    self.full = True
-                    data = data[:left]
-                self.bytes += len(data)
-                yield data.decode("utf-8", errors="ignore")
-                yield TEMPLATE_WORDS
-                if self.full:
-                    return
-
-
-def _cut(text: str) -> Iterator[str]:
-    """Pieces of at most PIECE_CHARACTERS, cut after a line break where there is one (no merge crosses it)."""
-    start = 0
-    while len(text) - start > PIECE_CHARACTERS:
-        end = start + PIECE_CHARACTERS
-        line_break = text.rfind("\n", start, end)
-        end = line_break + 1 if line_break > start else end
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
 
 
 def tokenizer_config() -> dict[str, Any]:
@@ -175,19 +154,27 @@ def train_from_files(
     vocab_size: int,
     *,
     format: str = "auto",
+    columns: dict[str, str] | None = None,
     on_bad_row: str = "error",
     max_bytes: int = 200_000_000,
     say: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Tokenizer:
-    """Train on files of any format that ``data`` reads and save into the folder ``out``."""
+    """Train on files of any format that ``data`` reads and save into the folder ``out``; ``options`` are those of
+    ``train_tokenizer``.
+    """
     from ..config.schema import SourceConfig
     from ..data.sources import Counts, read_records
 
-    sources = [SourceConfig(path=str(file), format=format) for file in files]
-    records = read_records(sources, on_bad_row, Counts())
-    tokenizer = train_tokenizer(
-        (text for record in records for text in texts_of(record)), vocab_size, max_bytes=max_bytes, say=say
-    )
+    how: dict[str, Any] = {"format": format, "columns": columns or {}, "role_order": "any"}  # only the words count here
+    sources = [SourceConfig(path=str(file), **how) for file in files]
+    counts = Counts()
+    records = read_records(sources, on_bad_row, counts)
+    texts = (text for record in records for text in texts_of(record))
+    tokenizer = train_tokenizer(texts, vocab_size, max_bytes=max_bytes, say=say, **options)
+    if say and counts.dropped:
+        for sentence in counts.lines():
+            say(sentence)
     tokenizer.save(Path(out))
     tokenizer.where = str(Path(out) / "tokenizer.json")
     return tokenizer

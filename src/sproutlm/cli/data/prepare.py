@@ -13,6 +13,11 @@ from ...errors import SproutError
 from ..arguments import JsonFile, Overrides, RecipeFile, check_json_target, load, write_json
 
 
+class RoleOrder(StrEnum):
+    strict = "strict"
+    any = "any"
+
+
 class Size(StrEnum):
     tiny = "tiny"
     small = "small"
@@ -65,6 +70,13 @@ def inspect(
         typer.Option(metavar="FIELD=COLUMN", help="For a data file: where a field stands: text=body. Repeat for more."),
     ] = None,
     encoding: Annotated[str, typer.Option(help="For a data file: its encoding, such as gb18030.")] = "utf-8",
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT", help="For a data file: put TEXT where rows say {{NAME}}. Repeat for more."),
+    ] = None,
+    role_order: Annotated[
+        RoleOrder, typer.Option(help="For a data file: whether user and assistant must take turns.")
+    ] = RoleOrder.strict,
     json_file: JsonFile = None,
 ) -> None:
     """Show rows as the model will see them, trained tokens in colour, and the statistics."""
@@ -74,13 +86,19 @@ def inspect(
 
     check_json_target(json_file)
     if _is_recipe(what):
-        if columns or encoding != "utf-8":
-            raise SproutError(f"{what} is a recipe: its columns and encodings stand in it, below data.train")
+        if columns or fill or encoding != "utf-8" or role_order != RoleOrder.strict:
+            raise SproutError(
+                f"{what} is a recipe: its columns, fill, role_order and encoding stand in it, below data.train"
+            )
         report = inspect_recipe(load(what, settings, "run"), rows)
     else:
         if settings:
             raise SproutError(f"{settings[0]}: key=value goes with a recipe; {what} is a data file")
-        report = inspect_file(what, tokenizer, rows, seq_len, format, _columns(columns or ()), encoding)
+        mapped = _pairs("--columns", columns or (), "FIELD=COLUMN", "text=body")
+        texts = _pairs("--fill", fill or (), "NAME=TEXT", "name=Sprout")
+        report = inspect_file(
+            what, tokenizer, rows, seq_len, format, mapped, encoding, fill=texts, role_order=role_order.value
+        )
     render(report, Console())
     write_json(json_file, report)
 
@@ -94,11 +112,11 @@ def _is_recipe(what: Path) -> bool:
     return what.name == str(what) and not what.exists() and (shipped_recipes() / f"{what}.yaml").is_file()
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    columns = {}
-    for pair in pairs:
-        field, equals, column = pair.partition("=")
-        if not (field and equals and column):
-            raise SproutError(f"--columns {pair}: expected FIELD=COLUMN, such as --columns text=body")
-        columns[field.strip()] = column.strip()
-    return columns
+def _pairs(option: str, given: Sequence[str], shape: str, example: str) -> dict[str, str]:
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise SproutError(f"{option} {pair}: expected {shape}, such as {option} {example}")
+        found[name.strip()] = value.strip()
+    return found

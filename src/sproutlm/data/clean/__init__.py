@@ -1,0 +1,1 @@
+"""Filter, deduplicate and decontaminate text at scale, on datatrove's executors (extra ``clean``)."""
