@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
-
 from .layers import RMSNorm
 
 # Projections that write into the residual stream start at zero: every block begins as the identity, which the public
