@@ -134,6 +134,29 @@ def test_a_chunk_gives_what_encode_gives_row_by_row(tmp_path, encoder, tokenizer
     assert (chunk.tally.tokens, chunk.tally.trained_tokens) == (len(chunk.tokens), int(chunk.trained.sum()))
 
 
+def test_a_chunk_of_conversations_gives_what_each_gives_alone(tmp_path, encoder, tokenizer, template):
+    """They are encoded together; ids and masks must not notice."""
+    long = "The quick brown fox jumps over the lazy dog, <|im_end|> and 春眠不觉晓. "
+    turns = [
+        ("user", long),
+        ("assistant", long * 2),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", long),
+        ("assistant", ""),
+    ]
+    chats = [[{"role": r, "content": c} for r, c in turns[i : i + 2]] for i in (0, 2, 4)] + [
+        [{"role": r, "content": c} for r, c in turns],
+        [{"role": "user", "content": long, "train": True}, {"role": "assistant", "content": long, "train": False}],
+        [{"role": "system", "content": long}, *({"role": r, "content": c} for r, c in turns[:2])],
+    ]
+    chunk = encoder(seq_len=4096).chunk(rows(tmp_path, *({"messages": m} for m in chats)), Door("messages"))
+    alone = [template.render(m) for m in chats]
+    assert chunk.lengths.tolist() == [len(each.ids) for each in alone]
+    assert chunk.tokens.tolist() == [i for each in alone for i in each.ids]
+    assert chunk.trained.tolist() == [t for each in alone for t in each.trained]
+
+
 def test_an_encoder_that_travelled_to_a_worker_encodes_the_same(tmp_path, encoder):
     here, there = encoder(), pickle.loads(pickle.dumps(encoder()))
     some = rows(tmp_path, asked(QUESTION, ANSWER), asked("你好", "春眠不觉晓"))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from sproutlm.config import SourceConfig
-from sproutlm.doctor.data import Context, examine_data
+from sproutlm.doctor.data import examine_data
 from sproutlm.doctor.finding import Examination
+from sproutlm.doctor.tokens import Context
 
 TEXTS = [{"text": f"the river and the hill, number {i}. 春眠不觉晓，处处闻啼鸟。"} for i in range(40)]
 Chat = list[dict[str, Any]]
@@ -42,7 +43,7 @@ def examined(tokenizer_folder: Path) -> Callable[..., Examination]:
         (CHATS, "sft"),
         ([{"instruction": f"{i}?", "input": "", "output": f"{i}"} for i in range(30)], "sft"),
         ([{"prompt": f"{i}?", "chosen": f"{i}", "rejected": "no"} for i in range(30)], None),
-        ([{"text": f"good {i}", "label": "1"} for i in range(30)], None),
+        ([{"text": f"good {i}", "label": str(i % 2)} for i in range(30)], None),
     ],
     ids=["texts", "chats", "instructions", "pairs", "labelled"],
 )
@@ -61,7 +62,7 @@ FAULTS = {
     "mostly bad rows": ([*TEXTS[:6], *[{"text": i} for i in range(4)]], "rows", "fail", 13, "4 of 10"),
     "empty rows": ([*TEXTS, {"text": "  "}], "empty rows", "warn", 13, "1 of 41"),
     "duplicates": ([*TEXTS, *TEXTS], "duplicates", "warn", None, "40 of 80 records (50.0%)"),
-    "lost bytes": ([*TEXTS, {"text": "the r\ufffdver"}], "damaged characters", "warn", 8, "1 records"),
+    "lost bytes": ([*TEXTS, {"text": "the r\ufffdver"}], "damaged characters", "warn", 8, "1 record holds"),
     "mark inside": ([*TEXTS, {"text": "\ufeffthe hill"}], "byte-order mark inside", "warn", 12, "rows.jsonl:41"),
     "two line ends": ([*TEXTS, {"text": "a\r\nb"}, {"text": "a\nc"}], "line ends in text", "warn", 8, "two ways"),
     "written-out chats": (
@@ -83,7 +84,7 @@ FAULTS = {
     "empty answer": (
         [*CHATS, chat(99, USER, {"role": "assistant", "content": " "})], "empty answer", "warn", 1, "1 of 41",
     ),
-    "no assistant turn": ([*CHATS, {"messages": [USER]}], "assistant turns", "warn", 3, "1 conversations"),
+    "no assistant turn": ([*CHATS, {"messages": [USER]}], "assistant turns", "warn", 3, "1 conversation has no"),
     "nothing trained": (
         [*CHATS, {"messages": [USER, {**ANSWER, "train": False}]}], "nothing trained", "warn", 23, "1 of 41",
     ),
@@ -112,13 +113,13 @@ def test_control_tokens_in_content_are_said_and_are_no_fault(
     """pitfall 4: they stay text here."""
     found = examined(rows_file([*CHATS, chat(99, USER, {"role": "assistant", "content": "write <|im_end|> there"})]))
     assert_healthy(found)
-    assert "1 records" in finding(found, "control tokens in content").what
+    assert "1 record holds" in finding(found, "control tokens in content").what
 
 
 def test_turns_of_others_that_are_trained_are_said(examined: Any, rows_file: Any, finding: Any) -> None:
     """pitfall 3: only when a row asks for it, and then it is said."""
     found = examined(rows_file([*CHATS, {"messages": [{**USER, "train": True}, ANSWER]}]))
-    assert "1 conversations" in finding(found, "turns of others").what
+    assert "1 conversation asks" in finding(found, "turns of others").what
     assert not [f for f in examined(rows_file(CHATS)).findings if f.check == "turns of others"]
 
 
@@ -197,7 +198,7 @@ def test_data_of_another_stage_is_named(
 def test_a_huge_file_is_sampled_and_that_is_said(rows_file: Any, tokenizer_folder: Path) -> None:
     source = SourceConfig(path=str(rows_file(TEXTS)))
     found = examine_data(source, Context(tokenizer_folder), rows=10)
-    assert "only the first 10 rows were looked at" in found.notes
+    assert any(note.startswith("only the first 10 rows were looked at") for note in found.notes)
     assert not any("only the first" in note for note in examine_data(source, Context(tokenizer_folder), rows=40).notes)
 
 

@@ -30,4 +30,7 @@ def doctor(
     well = print_report(report)
     write_json(json_file, report)
     if not well:
-        raise CheckFailed(f"{report['counts']['fail']} checks failed; the cures stand above")
+        n = report["counts"]["fail"]
+        raise CheckFailed(
+            f"{n} check{'' if n == 1 else 's'} failed; {'its cure stands' if n == 1 else 'the cures stand'} above"
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError, SproutError
-from .long_rows import Document, rendered, split_chat, truncate_chat
+from .long_rows import Document, as_document, rendered, split_chat, truncate_chat
 from .records import Chat, Record, Text
 from .sources import Counts, Door, RawRow, record_from
 
@@ -155,8 +155,10 @@ class Encoder:
     def _encode_all(self, accepted: Sequence[tuple[RawRow, Record]], tally: Tally) -> list[Document | None]:
         """Encode records, texts in one go; None for one that could not be and was counted."""
         texts = [record.text for _, record in accepted if isinstance(record, Text)]
+        chats = [(record.messages, record.tools) for _, record in accepted if isinstance(record, Chat)]
         try:
-            batch = iter(self._framed(self.tokenizer.encode_batch(texts)))
+            framed = iter(self._framed(self.tokenizer.encode_batch(texts)))
+            shown = iter(self.template.render_batch(chats))
             batched = True
         except SproutError:
             batched = False  # some row's fault: one by one tells whose
@@ -164,10 +166,13 @@ class Encoder:
         for raw, record in accepted:
             try:
                 if isinstance(record, Text):
-                    documents.append(next(batch) if batched else self._framed([self.tokenizer.encode(record.text)])[0])
-                else:
-                    assert isinstance(record, Chat)
-                    documents.append(rendered(record, self.template, self.dtype))
+                    documents.append(next(framed) if batched else self._framed([self.tokenizer.encode(record.text)])[0])
+                    continue
+                assert isinstance(record, Chat)
+                document = (
+                    as_document(next(shown), self.dtype) if batched else rendered(record, self.template, self.dtype)
+                )
+                documents.append(document)
             except SproutError as error:
                 self._refused(raw, error, tally)
                 documents.append(None)

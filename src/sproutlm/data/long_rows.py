@@ -14,7 +14,7 @@ import numpy as np
 from .records import Chat, Message
 
 if TYPE_CHECKING:
-    from ..tokenizer.template import ChatTemplate
+    from ..tokenizer.template import ChatTemplate, Rendered
 
 # No token of a usual vocabulary spells more characters: a bound on what is worth trying when an answer is cut.
 LONGEST_TOKEN = 64
@@ -37,10 +37,14 @@ class Pieces:
     lost_tokens: int = 0
 
 
+def as_document(shown: Rendered, dtype: np.dtype | type = np.int64) -> Document:
+    """What a template rendered, as arrays."""
+    return Document(np.array(shown.ids, dtype=dtype), np.array(shown.trained, dtype=np.bool_))
+
+
 def rendered(chat: Chat, template: ChatTemplate, dtype: np.dtype | type = np.int64) -> Document:
     """A conversation as tokens, whatever its length."""
-    shown = template.render(chat.messages, chat.tools) if chat.tools else template.render(chat.messages)
-    return Document(np.array(shown.ids, dtype=dtype), np.array(shown.trained, dtype=np.bool_))
+    return as_document(template.render(chat.messages, chat.tools), dtype)
 
 
 def truncate_chat(chat: Chat, limit: int, template: ChatTemplate, dtype: np.dtype | type = np.int64) -> Document | None:

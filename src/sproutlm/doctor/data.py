@@ -1,57 +1,47 @@
 """A data file, folder or glob: what would be lost, cut, trained by mistake, or never trained at all.
 
-The first ``ROWS`` rows are read once; memory is bounded by one row and one hash per row.
+The beginning is read once (``ROWS`` rows, or the text that ``scan`` allows); memory is bounded by one row and a hash per row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import glob
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..config.schema import DataConfig, SourceConfig
+from ..config.schema import SourceConfig
 from ..data.files import find_files, kind_of, open_binary, reading
 from ..errors import DataError, SproutError
-from .finding import Examination, listed, share
+from .finding import Examination, counted, do, listed, share
 from .scan import PLACES, Scan, Tally, scan_rows
+from .tokens import Context, token_faults
+from .turns import conversation_faults, label_faults, pair_faults, rated_faults, without_answers
 
-ROWS = 200_000  # rows looked at in one pass: under a minute, and enough to tell
-TOKEN_ROWS = 2_000  # rows that are also tokenised
+ROWS = 100_000  # rows looked at in one pass: seconds, and enough to tell
 HEAD_BYTES = 1 << 20  # of each file, for line ends and marks
 HEAD_FILES = 50
 BAD_SHARE = 0.2  # of unreadable rows, above which the file is taken to be the wrong one
 DUPLICATE_SHARE = 0.02
-LONG_SHARE = 0.05
 MARKUP_SHARE = 0.5
-STOP_SHARE = 0.99
-DEFAULT_SEQ_LEN = DataConfig.model_fields["seq_len"].default
 DAMAGE = ("not decodable", "not JSON", "broken table row")
+# Beside the data of every repository, and never rows.
+PAPERS = (".md", ".lock", ".pdf", ".png", ".jpg", ".svg", ".py", ".sh", ".html", ".bib", ".cff", ".rst")
+PAPER_NAMES = ("LICENSE", "LICENCE", "NOTICE", "README", "Makefile", "CITATION", "AUTHORS", "SHA256SUMS", "MD5SUMS")
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 
 
-@dataclass
-class Context:
-    """What the data is for, where another path on the command line, or a recipe, tells."""
-
-    tokenizer_dir: Path | None = None
-    seq_len: int | None = None
-    stage: str | None = None  # pretrain | sft
-
-
-def examine_data(source: SourceConfig, context: Context | None = None, rows: int = ROWS) -> Examination:
-    """Examine a source. Whatever keeps it from being read is a finding, too."""
+def examine_data(
+    source: SourceConfig, context: Context | None = None, rows: int = ROWS, scans: list[Scan] | None = None
+) -> Examination:
+    """Examine a source. Whatever keeps it from being read is a finding, too. ``scans`` gets what was seen."""
     context = context or Context()
     found = Examination(source.path, "data")
     opened, files = found.attempt("file", "check the path and its permissions", None, lambda: find_files(source.path))
     if not opened:
         return found
     found.kind = "data file" if len(files.paths) == 1 else f"data, {len(files.paths):,} files"
-    if files.ignored:
-        found.warn(
-            "files left out",
-            f"{files.ignored:,} files are left out for their suffix",
-            "rename them if they are data, or give a pattern such as FOLDER/*.jsonl",
-            13,
-        )
+    other_files(found, source.path, files.paths)
     head_of_files(found, files.paths)
     try:
         scan = scan_rows(source, rows)
@@ -59,21 +49,60 @@ def examine_data(source: SourceConfig, context: Context | None = None, rows: int
         cure = "mend the file; or name format and columns in a recipe, and examine that: sprout doctor RECIPE.yaml"
         found.fail("rows", str(error), cure, 13)
         return found
-    found.notes.append(f"{scan.format}: {', '.join(f'{n:,} {kind}' for kind, n in scan.kinds.items()) or 'no records'}")
+    if scans is not None:
+        scans.append(scan)
+    kinds = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in scan.kinds.items())
+    found.notes.append(f"{scan.format}: {kinds or 'no records'}")
     if scan.cut_short:
-        found.notes.append(f"only the first {rows:,} rows were looked at")
+        what = f"only the first {counted(scan.counts.rows_in, 'row')} were looked at"
+        found.notes.append(f"{what} (every row: sprout data validate {source.path})")
     found.notes += scan.counts.notes
     rows_in_and_out(found, scan)
     placeholder_faults(found, scan)
     text_faults(found, scan)
-    if scan.kinds.get("conversations"):
-        conversation_faults(found, scan)
-    if scan.kinds.get("pairs"):
-        pair_faults(found, scan)
-    if scan.kinds.get("documents") or scan.kinds.get("conversations"):
-        token_faults(found, source, scan, context)
+    without_answers(found, scan)
+    for kind, faults in (
+        ("conversations", conversation_faults),
+        ("pairs", pair_faults),
+        ("rated answers", rated_faults),
+        ("labelled texts", label_faults),
+    ):
+        if scan.kinds.get(kind):
+            faults(found, scan)
+    if any(scan.kinds.get(kind) for kind in ("documents", "conversations", "pairs")):
+        token_faults(found, scan, context)
     fit_for_stage(found, scan, context.stage)
     return found
+
+
+def other_files(found: Examination, pattern: str, data: Sequence[Path]) -> None:
+    """pitfall 13: files that are no data by their suffix, and files that are, and hold no rows."""
+    left = [path for path in _beside(pattern) if kind_of(path) is None and not _is_paper(path)]
+    if left:
+        seen = ", ".join(sorted({path.suffix or path.name for path in left})[:5])
+        what = f"{counted(len(left), 'file')} {do(len(left), 'are', 'is')} left out for {do(len(left), 'their', 'its')} suffix ({seen})"
+        cure = "rename them if they are data, or give a pattern such as FOLDER/*.jsonl"
+        found.warn("files left out", what, cure, 13)
+    described = [path for path in data if path.name in DESCRIPTIONS]
+    if described and len(data) > len(described):
+        suffix = next(path.suffix for path in data if path.name not in DESCRIPTIONS)
+        what = f"{listed([path.name for path in described])} would be read as rows, though it only describes them"
+        found.warn("files without rows", what, f"give a pattern, such as FOLDER/*{suffix}", 13)
+
+
+def _beside(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        walked = ((parent, folders, names) for parent, folders, names in os.walk(path))
+        found = [Path(parent, name) for parent, _, names in walked for name in names]
+        return [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+    if not path.exists() and glob.has_magic(pattern):
+        return [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    return []
+
+
+def _is_paper(path: Path) -> bool:
+    return path.suffix.lower() in PAPERS or path.name.split(".")[0] in PAPER_NAMES
 
 
 def head_of_files(found: Examination, paths: tuple[Path, ...]) -> None:
@@ -92,9 +121,11 @@ def head_of_files(found: Examination, paths: tuple[Path, ...]) -> None:
         if b"\r\n" in head:
             crlf.add(str(path))
     if marks.count:
-        found.ok("byte-order mark", f"{marks.count:,} files begin with one; it is skipped, never trained: {marks}", 12)
+        what = f"{counted(marks.count, 'file')} {do(marks.count, 'begin', 'begins')} with one; it is skipped, never trained"
+        found.ok("byte-order mark", f"{what}: {marks}", 12)
     if crlf.count:
-        found.ok("line ends", f"{crlf.count:,} files have CRLF line ends; lines are cut rightly: {crlf}", 12)
+        what = f"{counted(crlf.count, 'file')} {do(crlf.count, 'have', 'has')} CRLF line ends; lines are cut rightly"
+        found.ok("line ends", f"{what}: {crlf}", 12)
 
 
 # --- what the figures mean ----------------------------------------------------------------------------------------------
@@ -106,12 +137,13 @@ def rows_in_and_out(found: Examination, scan: Scan) -> None:
     bad = {reason: n for reason, n in counts.dropped.items() if reason != "empty"}
     empty, unreadable = counts.dropped["empty"], sum(bad.values())
     if not bad:
-        found.ok("rows", f"all {counts.rows_in:,} rows can be read", 13)
+        what = f"all {counts.rows_in:,} rows can be read" if counts.rows_in > 1 else "its one row can be read"
+        found.ok("rows", what, 13)
     else:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items(), key=lambda item: -item[1]))
         what = (
-            f"{unreadable:,} of {counts.rows_in:,} rows ({share(unreadable, counts.rows_in)}) cannot be used: "
-            f"{reasons}; {'; '.join(example.removesuffix('; the row was skipped') for example in counts.examples[:PLACES])}"
+            f"{unreadable:,} of {counted(counts.rows_in, 'row')} ({share(unreadable, counts.rows_in)}) cannot be used: "
+            f"{reasons}; {examples_of(counts.examples)}"
         )
         if counts.records_out and unreadable < BAD_SHARE * counts.rows_in:
             cure = "mend them, or set data.on_bad_row: skip (they are counted); the default stops at the first"
@@ -124,8 +156,20 @@ def rows_in_and_out(found: Examination, scan: Scan) -> None:
             )  # fmt: skip
             found.fail("rows", what, cure, 13)
     if empty:
-        what = f"{empty:,} of {counts.rows_in:,} rows ({share(empty, counts.rows_in)}) hold nothing to learn and are dropped"
+        what = (
+            f"{empty:,} of {counted(counts.rows_in, 'row')} ({share(empty, counts.rows_in)}) "
+            f"{do(empty, 'hold nothing to learn and are', 'holds nothing to learn and is')} dropped"
+        )
         found.warn("empty rows", what, "take them out, or find out what emptied them", 13)
+
+
+def examples_of(examples: Sequence[str]) -> str:
+    """The first few bad rows, each sentence once, with the places of its rows."""
+    places: dict[str, list[str]] = {}
+    for example in examples:
+        where, _, said = example.removesuffix("; the row was skipped").partition(": ")
+        places.setdefault(said, []).append(where)
+    return "; ".join(f"{', '.join(where[:PLACES])}: {said}" for said, where in list(places.items())[:PLACES])
 
 
 def placeholder_faults(found: Examination, scan: Scan) -> None:
@@ -133,18 +177,29 @@ def placeholder_faults(found: Examination, scan: Scan) -> None:
     counts = scan.counts
     unused = [name for name, rows in counts.filled.items() if not rows]
     if counts.placeholders:
-        what = f"{counts.placeholders:,} records hold a placeholder, first at {counts.placeholder_example}"
-        found.warn("placeholders", what, "give its text in the recipe, on the source: fill: {name: TEXT}")
+        what = (
+            f"{counted(counts.placeholders, 'record')} {do(counts.placeholders, 'hold', 'holds')} a placeholder that would be "
+            f"trained as it stands, first at {counts.placeholder_example}"
+        )
+        found.warn(
+            "placeholders",
+            what,
+            f"give its text in the recipe, on the source: fill: {{{placeholder_name(counts.placeholder_example)}: TEXT}}",
+        )
     if unused:
         what = f"no row has {', '.join(f'{{{{{name}}}}}' for name in sorted(unused))}, which fill names"
         found.warn("fill", what, "spell the name as the rows do, or take it out of fill")
+
+
+def placeholder_name(example: str) -> str:
+    return example.rpartition("{{")[2].strip("} \t") or "name"
 
 
 def text_faults(found: Examination, scan: Scan) -> None:
     total, duplicates = scan.counts.records_out, scan.tally("duplicate")
     if not total:
         return
-    what = f"{duplicates.count:,} of {total:,} records ({share(duplicates.count, total)}) repeat an earlier one exactly"
+    what = f"{duplicates.count:,} of {counted(total, 'record')} ({share(duplicates.count, total)}) {do(duplicates.count, 'repeat', 'repeats')} an earlier one exactly"
     if duplicates.count > DUPLICATE_SHARE * total:
         cure = "keep one of each: repeated text is memorised, and a copy among held-out rows makes them look easy"
         found.warn("duplicates", f"{what}: {duplicates}", cure)
@@ -154,21 +209,22 @@ def text_faults(found: Examination, scan: Scan) -> None:
     if damaged.count:
         found.warn(
             "damaged characters",
-            f"{damaged.count:,} records hold U+FFFD, the mark of bytes that were lost: {damaged}",
+            f"{counted(damaged.count, 'record')} {do(damaged.count, 'hold', 'holds')} U+FFFD, the mark of bytes that were lost: {damaged}",
             "make the file again from its source, with the right encoding",
             8,
         )
-    if scan.tally("mark").count:
+    marks = scan.tally("mark")
+    if marks.count:
         found.warn(
             "byte-order mark inside",
-            f"{scan.tally('mark').count:,} records hold U+FEFF and would train it: {scan.tally('mark')}",
-            "remove it; files joined with cat keep the mark of each",
+            f"{counted(marks.count, 'record')} {do(marks.count, 'hold', 'holds')} U+FEFF and would train it: {marks}",
+            "take the character out; files joined with cat keep the mark of each, web pages leave it in texts",
             12,
         )
     both = scan.tally("crlf"), scan.tally("lf")
     if both[0].count:
         say = found.warn if both[1].count else None
-        what = f"{both[0].count:,} records have CRLF inside their text: {both[0]}"
+        what = f"{counted(both[0].count, 'record')} {do(both[0].count, 'have', 'has')} CRLF inside the text: {both[0]}"
         if say:
             say(
                 "line ends in text",
@@ -187,7 +243,7 @@ def markup_faults(found: Examination, scan: Scan) -> None:
     if documents and markup.count > MARKUP_SHARE * documents:
         found.warn(
             "written-out conversations",
-            f"{markup.count:,} of {documents:,} documents hold a chat template's marks, such as those at {markup}; "
+            f"{markup.count:,} of {counted(documents, 'document')} {do(markup.count, 'hold', 'holds')} a chat template's marks, such as those at {markup}; "
             "they stay ordinary text, and no end of turn is learnt from them",
             "give the conversations themselves: rows with messages, a list of {role, content}",
             14,
@@ -195,116 +251,36 @@ def markup_faults(found: Examination, scan: Scan) -> None:
     elif markup.count:
         found.ok(
             "control tokens in content",
-            f"{markup.count:,} records hold the name of a control token ({markup}); it stays text and ends no turn",
+            f"{counted(markup.count, 'record')} {do(markup.count, 'hold', 'holds')} the name of a control token ({markup}); it stays text and ends no turn",
             4,
         )
     if as_json.count:
         found.warn(
             "conversations as JSON text",
-            f"{as_json.count:,} documents are a conversation's JSON and would be trained as JSON text: {as_json}",
+            f"{counted(as_json.count, 'document')} {do(as_json.count, 'are', 'is')} a conversation's JSON and would be trained as JSON text: {as_json}",
             'put the messages into the row itself, {"messages": [...]}, not into its text',
             14,
         )
 
 
-def conversation_faults(found: Examination, scan: Scan) -> None:
-    chats = scan.kinds["conversations"]
-    faults = (
-        ("repeated role", "have two turns of one role in a row", "join them, or put in the turn that is missing; training takes them only with role_order: any", 13),
-        ("assistant first", "begin with the assistant, whose first words then answer nothing", "cut that turn; training takes them only with role_order: any", 13),
-        ("stray result", "have a tool's result without a call before it, or without an answer after it",
-         "put in the turn that is missing; training takes them only with role_order: any", 13),
-        ("user last", "end with the user, whose last words train nothing", "cut that turn, or add the answer", 13),
-        ("empty answer", "hold an empty answer, which trains the model to say nothing", "take these turns out", 1),
-        ("nothing trained", "train nothing, by their train or weight fields; they are dropped",
-         "take them out, or set train: true on an answer", 23),
-    )  # fmt: skip
-    clean = True
-    for name, sentence, cure, pitfall in faults:
-        tally = scan.tally(name)
-        if tally.count:
-            clean = False
-            found.warn(name, f"{tally.count:,} of {chats:,} conversations {sentence}: {tally}", cure, pitfall)
-    if clean:
-        found.ok("turns", f"all {chats:,} conversations take turns and end with an answer", 13)
-    others = scan.tally("others trained")
-    if others.count:
-        found.ok("turns of others", f"{others.count:,} conversations ask to train turns of others: {others}", 3)
-    dropped = scan.counts.dropped["no assistant turn"]
-    if dropped:
-        what = f"{dropped:,} conversations have no assistant turn and cannot train anything"
-        found.warn("assistant turns", what, "add the answers, or take them out; is `from: gpt` spelt otherwise?", 3)
-
-
-def pair_faults(found: Examination, scan: Scan) -> None:
-    pairs, think, equal = scan.kinds["pairs"], scan.tally("one-sided think"), scan.tally("equal sides")
-    if think.count:
-        found.warn(
-            "one-sided wrapper",
-            f"{think.count:,} of {pairs:,} pairs have an empty think block on one side only: {think}",
-            "write it on both sides or on none, or the model learns the wrapper and not the answer",
-            6,
-        )
-    if equal.count:
-        found.warn("equal sides", f"{equal.count:,} of {pairs:,} pairs have equal sides: {equal}", "take them out")
-    if not think.count and not equal.count:
-        found.ok("pairs", f"the two sides of all {pairs:,} pairs differ, and in no empty think block", 6)
-
-
-def token_faults(found: Examination, source: SourceConfig, scan: Scan, context: Context) -> None:
-    """What shows only in tokens: stop tokens that are trained (pitfall 1), rows that are too long (pitfall 2)."""
-    from ..data.inspect import inspect_file
-
-    seq_len = context.seq_len or DEFAULT_SEQ_LEN
-    cure = "give another tokenizer, or mend its chat template (see: sprout doctor TOKENIZER)"
-    read, report = found.attempt("tokens", cure, 1, lambda: inspect_file(
-        source.path, context.tokenizer_dir, rows=0, seq_len=seq_len, format=source.format, columns=source.columns,
-        encoding=source.encoding, limit=TOKEN_ROWS, fill=source.fill, role_order="any",
-    ))  # fmt: skip
-    if not read:
-        return
-    found.notes += [note for note in report["notes"] if "no tokenizer" in note]
-    figures: dict[str, Any] = report["statistics"]
-    looked_at, chats = figures["rows"], scan.kinds.get("conversations", 0)
-    if looked_at < scan.counts.records_out:
-        found.notes.append(f"tokens are those of the first {looked_at:,} records")
-    stopping = figures["share_training_a_stop_token"]
-    what = f"{stopping:.1%} of the records train a stop token; {figures['share_trained']:.0%} of all tokens are trained"
-    if not figures["trained_tokens"] or stopping == 0:
-        found.fail("stop token", what, "without one the model never stops: repair the chat template", 1)
-    elif stopping < STOP_SHARE:
-        found.warn("stop token", what, "look at the others: sprout data inspect FILE", 1)
-    else:
-        found.ok("stop token", what, 1)
-    long, assumed = figures["rows_longer_than_seq_len"], "" if context.seq_len else ", the default of data.seq_len"
-    what = (
-        f"{share(long, looked_at)} of the records have more than {seq_len:,} tokens{assumed}; median "
-        f"{figures['length']['median']:,.0f}, most {figures['length']['most']:,}"
-    )
-    if chats and long > LONG_SHARE * looked_at:
-        cure = f"raise data.seq_len (longest: {figures['length']['most']:,}), or choose data.on_long: truncate | drop"
-        found.warn("long records", f"{what}; long conversations lose turns or the end of an answer", cure, 2)
-    else:
-        found.ok("long records", f"{what}{'' if chats else '; long texts are cut into pieces, nothing is lost'}", 2)
-
-
 def fit_for_stage(found: Examination, scan: Scan, stage: str | None) -> None:
     """Whether the records are those that the stage of the recipe is for."""
-    known = [kind for kind in ("pairs", "labelled texts") if scan.kinds.get(kind)]
+    known = [kind for kind in ("pairs", "rated answers", "labelled texts") if scan.kinds.get(kind)]
     if known and stage:
         cure = "name the format and columns: format: text, columns: {text: COLUMN}, or give other data"
         found.fail("kind of data", f"{listed(known)}: neither pretraining nor SFT can learn from them", cure)
     elif stage == "pretrain" and scan.kinds.get("conversations"):
         found.warn(
             "kind of data",
-            f"{scan.kinds['conversations']:,} conversations in a pretraining recipe: only their answers are trained",
-            "set stage: sft and init_from, or give documents",
+            f"{counted(scan.kinds['conversations'], 'conversation')} or instructions in a pretraining recipe: only the answers "
+            "are trained, not what is asked",
+            "set stage: sft and init_from to fine-tune; to train all of a row, make it a text",
             14,
         )
     elif stage == "sft" and scan.kinds.get("documents"):
         found.warn(
             "kind of data",
-            f"{scan.kinds['documents']:,} plain documents in a fine-tuning recipe: they train no answer and no turn's end",
+            f"{counted(scan.kinds['documents'], 'plain document')} in a fine-tuning recipe: they train no answer and no turn's end",
             "set stage: pretrain, or give conversations",
             14,
         )

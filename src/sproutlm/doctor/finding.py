@@ -69,6 +69,16 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """``1 record``, ``1,200 records``."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def do(n: int, several: str, one: str) -> str:
+    """The verb for ``n`` of something: ``do(n, "hold", "holds")``."""
+    return one if n == 1 else several
+
+
 def share(part: int, whole: int) -> str:
     """A share as a percentage that never rounds something to nothing."""
     ratio = part / max(whole, 1)

@@ -6,13 +6,17 @@ from pathlib import Path
 
 from ..config.clean import CleanRecipe
 from ..config.load import load_recipe
-from ..config.schema import EvalStage, Pipeline, Recipe, ScheduleConfig, SourceConfig, TrainStage
+from ..config.schema import EvalStage, HoldoutConfig, Pipeline, Recipe, ScheduleConfig, SourceConfig, TrainStage
 from ..errors import RecipeError, SproutError
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.check import model_rows
+from ..tokenizer.tokenizer import CONTROL_TOKENS, Tokenizer
 from ..train.schedule import warmup_steps
-from .data import Context, examine_data
-from .finding import Examination
-from .tokenizer import same_tokenizer
+from .data import examine_data
+from .finding import Examination, listed
+from .scan import Scan
+from .template import recipe_template, shipped
+from .tokenizer import same_tokenizer, vocabulary
+from .tokens import Context
 
 FEW_ROWS = 4  # rows per step, below which the gradient is mostly noise
 # Peak rates outside of these were never right in the published recipes for the optimizer.
@@ -52,8 +56,83 @@ def one_run(found: Examination, recipe: Recipe, label: str = "", control: bool =
     settings(found, recipe, label, control)
     held_out(found, recipe, label)
     start = start_of(found, recipe, label)
-    context = Context(tokenizer_for(found, recipe, start, label), recipe.data.seq_len, recipe.stage)
-    return [examine_data(s, context) for s in recipe.data.train if not s.path.startswith(ELSEWHERE)]
+    folder, tokenizer = tokenizer_for(found, recipe, start, label)
+    vocabularies(found, recipe, start, tokenizer, label)
+    if recipe.stage == "sft" or recipe.template.use is not None:
+        known = folder is not None or not (recipe.init_from or "").startswith(ELSEWHERE)
+        if known or recipe.template.use is not None:
+            recipe_template(found, recipe.template, tokenizer, recipe.tokenizer.new_tokens, label)
+    untrained_tokens(found, recipe, tokenizer, label)
+    data = recipe.data
+    context = Context(folder, data.seq_len, recipe.stage, recipe.template, data.on_long, recipe.tokenizer.new_tokens)
+    return sources(found, recipe, context, label)
+
+
+def sources(found: Examination, recipe: Recipe, context: Context, label: str) -> list[Examination]:
+    """Each source that is there, and the held-out ones beside those that are trained on."""
+    from .between import compare, held_out_rows
+    from .streams import examine_stream, is_stream
+
+    parts: list[Examination] = []
+    validation = recipe.data.validation
+    seen: dict[str, list[Scan]] = {"train": [], "validation": []}
+    given = {"train": recipe.data.train, "validation": validation if isinstance(validation, list) else []}
+    trained = {real(source) for source in recipe.data.train}
+    for part, named in given.items():
+        for source in named:
+            if source.path.startswith(ELSEWHERE) or (part == "validation" and real(source) in trained):
+                continue
+            if is_stream(source):
+                parts.append(examine_stream(source, context))
+            else:
+                parts.append(examine_data(source, context, scans=seen[part]))
+    compare(found, seen["train"], seen["validation"], label)
+    if isinstance(validation, HoldoutConfig) and len(seen["train"]) == len(recipe.data.train):
+        held_out_rows(found, seen["train"], validation.rows, label)
+    return parts
+
+
+def vocabularies(
+    found: Examination, recipe: Recipe, start: Path | None, tokenizer: Tokenizer | None, label: str
+) -> None:
+    """pitfall 9: the model has a row for each id of the tokenizer."""
+    asked = recipe.model.vocab_size if recipe.model is not None else 0
+    size = recipe.tokenizer.vocab_size
+    if tokenizer is not None:
+        added = len(set(recipe.tokenizer.new_tokens) - set(tokenizer.control_tokens))
+        size = tokenizer.vocab_size + added
+        rows = model_rows(start) if start is not None else None
+        if rows is not None:
+            vocabulary(found, rows, tokenizer, f"{label}init_from")
+    elif recipe.tokenizer.path is not None or start is not None or (recipe.init_from or "").startswith(ELSEWHERE):
+        return
+    if 0 < asked < size:
+        what = f"{label}model.vocab_size is {asked:,}, but the tokenizer has {size:,} ids"
+        found.fail("vocabulary", what, "remove model.vocab_size: it then follows the tokenizer", 9)
+
+
+def untrained_tokens(found: Examination, recipe: Recipe, tokenizer: Tokenizer | None, label: str) -> None:
+    """New control tokens that nothing writes: what rows say is text, and only a template writes control tokens."""
+    from ..tokenizer.library import load_template
+
+    new = recipe.tokenizer.new_tokens
+    if not new:
+        return
+    try:
+        source = load_template(recipe.template.use) if recipe.template.use else None
+    except SproutError:
+        return  # said by the check of the template
+    source = source or (tokenizer.chat_template if tokenizer is not None else shipped()) or ""
+    idle = [name for name in new if name not in source and name not in CONTROL_TOKENS]
+    if idle:
+        what = (
+            f"{label}no chat template writes {listed(idle)}, and in rows these names stay text, so the model's rows for them "
+            "are never trained"
+        )
+        cure = "write them in the template (template: {use: FILE.jinja}), or take them out of tokenizer.new_tokens"
+        found.warn("new tokens", what, cure, 4)
+    else:
+        found.ok("new tokens", f"{label}the template writes {listed(new)}", 4)
 
 
 def settings(found: Examination, recipe: Recipe, label: str = "", control: bool = False) -> None:
@@ -126,19 +205,28 @@ def start_of(found: Examination, recipe: Recipe, label: str) -> Path | None:
     return Path(start)
 
 
-def tokenizer_for(found: Examination, recipe: Recipe, start: Path | None, label: str) -> Path | None:
-    """The folder of the tokenizer that the run will use, if it is there; it must be the one of the start."""
+def tokenizer_for(
+    found: Examination, recipe: Recipe, start: Path | None, label: str
+) -> tuple[Path | None, Tokenizer | None]:
+    """The folder of the tokenizer that the run will use, if it is there, and it; it must be the one of the start."""
     given = recipe.tokenizer.path
     if given is None or given.startswith(ELSEWHERE):
-        return start
+        return start, loaded(start)
     cure = "train it first (sprout tokenizer train), or give another tokenizer.path"
     read, tokenizer = found.attempt("tokenizer", cure, None, lambda: Tokenizer.load(given))
     if not read:
-        return start
-    if start is not None:
-        try:
-            theirs: str | None = Tokenizer.load(start).fingerprint
-        except SproutError:
-            theirs = None
-        same_tokenizer(found, "tokenizer", tokenizer.fingerprint, theirs, f"{label}tokenizer.path and init_from")
-    return Path(given)
+        return start, loaded(start)
+    theirs = loaded(start)
+    if theirs is not None:
+        what = f"{label}tokenizer.path and init_from"
+        same_tokenizer(found, "tokenizer", tokenizer.fingerprint, theirs.fingerprint, what)
+    return Path(given), tokenizer
+
+
+def loaded(start: Path | None) -> Tokenizer | None:
+    if start is None:
+        return None
+    try:
+        return Tokenizer.load(start)
+    except SproutError:
+        return None

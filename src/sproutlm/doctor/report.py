@@ -9,9 +9,11 @@ from typing import Any
 from .. import __version__
 from ..config.schema import SourceConfig
 from ..errors import SproutError
-from .data import Context, examine_data
-from .finding import Examination, Finding, in_order
+from .data import examine_data
+from .finding import Examination, Finding, counted, in_order
 from .recognise import recognise
+from .scan import Scan
+from .tokens import Context
 
 
 def examine(paths: Sequence[Path]) -> dict[str, Any]:
@@ -26,9 +28,11 @@ def examine(paths: Sequence[Path]) -> dict[str, Any]:
         from .environment import examine_environment
 
         examined.append(examine_environment())
-    context = context_of(kinds)
+    context, scans = context_of(kinds), list[Scan]()
     for path, kind in kinds:
-        examined += examine_one(path, kind, context)
+        examined += examine_one(path, kind, context, scans)
+    if len(scans) > 1:
+        examined.append(parts_of_a_set(scans))
     counts = {status: sum(one.count(status) for one in examined) for status in ("ok", "warn", "fail")}
     return {
         "ok": not counts["fail"],
@@ -38,10 +42,28 @@ def examine(paths: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def examine_one(path: Path, kind: str, context: Context) -> list[Examination]:
-    """Everything about one path; a run or a recipe has several parts."""
-    if kind == "data":
-        return [examine_data(SourceConfig(path=str(path)), context)]
+def examine_one(path: Path, kind: str, context: Context, scans: list[Scan]) -> list[Examination]:
+    """Everything about one path; a run or a recipe has several parts. ``scans`` gets what was seen of data files."""
+    from .download import examine_download, was_downloaded
+
+    source = SourceConfig(path=str(path))
+    if was_downloaded(path):
+        before = [examine_download(path)]
+        return before + (
+            [examine_data(source, context, scans=scans)] if kind == "data" else of_kind(path, kind, context)
+        )
+    return [examine_data(source, context, scans=scans)] if kind == "data" else of_kind(path, kind, context)
+
+
+def of_kind(path: Path, kind: str, context: Context) -> list[Examination]:
+    if kind == "tokens":
+        from .streams import examine_stream
+
+        return [examine_stream(SourceConfig(path=str(path)), context)]
+    if kind == "template":
+        from .template import examine_template
+
+        return [examine_template(path, context.tokenizer_dir)]
     if kind == "tokenizer":
         from .tokenizer import examine_tokenizer
 
@@ -66,6 +88,15 @@ def examine_one(path: Path, kind: str, context: Context) -> list[Examination]:
     return examine_run(path)
 
 
+def parts_of_a_set(scans: list[Scan]) -> Examination:
+    """Several data files on one command line: the first is taken for what is trained on, as by ``sprout data validate``."""
+    from .between import compare
+
+    found = Examination(", ".join(scan.path for scan in scans), "data files beside one another")
+    compare(found, scans[:1], scans[1:])
+    return found
+
+
 def context_of(kinds: Sequence[tuple[Path, str]]) -> Context:
     """The tokenizer, and the row length, that the other paths on the command line name."""
     from ..tokenizer.tokenizer import find_tokenizer_folder
@@ -75,7 +106,8 @@ def context_of(kinds: Sequence[tuple[Path, str]]) -> Context:
         if kind not in ("tokenizer", "run", "huggingface", "checkpoint"):
             continue
         try:
-            context.tokenizer_dir = context.tokenizer_dir or find_tokenizer_folder(path)
+            given = path if kind == "tokenizer" else find_tokenizer_folder(path)
+            context.tokenizer_dir = context.tokenizer_dir or given
         except SproutError:
             continue  # its own examination says so
         if context.seq_len is None and (path / "recipe.yaml").is_file():
@@ -111,5 +143,5 @@ def print_report(report: dict[str, Any], say: Callable[[str], None] = print) -> 
             if finding.cure:
                 say(f"        {'cure' if finding.status != 'ok' else 'to add it'}: {finding.cure}")
     counts = report["counts"]
-    say(f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok")
+    say(f"{counts['fail']} failed, {counted(counts['warn'], 'warning')}, {counts['ok']} ok")
     return bool(report["ok"])
