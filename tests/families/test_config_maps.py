@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sproutlm.config.families import SHAPES
 from sproutlm.config.model import ModelConfig
 from sproutlm.errors import SproutError
 from sproutlm.families import FAMILIES, for_architecture, for_family
@@ -64,16 +65,18 @@ def test_absent_fields_take_the_architectures_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["rope_scaling", "yarn"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling", "linear"]),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, ["rope_parameters", "llama3"]),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["rope_scaling", "longrope", "yarn"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "linear", "no factor"]),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 0.5}}, ["factor"]),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters", "by layer"]),
         ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}}, ["rope_theta", "differs"]),
         ({"rope_theta": -1}, ["rope_theta"]),
-        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+        ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}}, ["partial_rotary_factor"]),
+        ({"partial_rotary_factor": 0.5}, ["rope_fraction=1.0", "qwen3"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
-        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, ["sliding_window", "layer 1"]),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "sliding_attention"]),
+        ({"use_sliding_window": True, "sliding_window": -4, "max_window_layers": 1}, ["sliding_window", "-4"]),
+        ({"layer_types": ["full_attention", "linear_attention"]}, ["layer_types", "linear_attention"]),
+        ({"layer_types": ["full_attention"]}, ["layer_types", "1 layers", "2"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, ["auto_map"]),
         ({"model_type": "qwen2"}, ["model_type", "qwen2", "qwen3"]),
@@ -92,9 +95,24 @@ def test_unsupported_option_is_refused_by_name(change: dict[str, Any], names: li
         assert name in str(error.value)
 
 
-def test_mlp_biases_of_a_llama_are_refused() -> None:
-    with pytest.raises(SproutError, match="mlp_bias is True; only False"):
-        for_architecture("LlamaForCausalLM").config_from_hf({**LLAMA, "mlp_bias": True})
+def test_windows_of_every_notation_become_a_pattern() -> None:
+    family = for_architecture("Qwen3ForCausalLM")
+    kinds = {"S": "sliding_attention", "F": "full_attention"}
+
+    def pattern(layers: str) -> tuple[int, str]:
+        change = {"num_hidden_layers": len(layers), "sliding_window": 64, "layer_types": [kinds[x] for x in layers]}
+        config = family.config_from_hf({**HF, **change})
+        assert "".join("S" if config.window_of(i) else "F" for i in range(len(layers))) == layers
+        assert family.config_from_hf(family.config_to_hf(config)) == config
+        return config.sliding_window, config.window_pattern
+
+    assert pattern("SFSF") == (64, "SF")
+    assert pattern("SSSFSSS") == (64, "SSSF")
+    assert pattern("FFSS") == (64, "FFSS")
+    assert pattern("SSS") == (64, "")
+    assert pattern("FFF") == (0, "")
+    old = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    assert family.config_from_hf({**HF, **old}).window_pattern == "FS"
 
 
 def test_sliding_window_that_reaches_no_layer_is_no_obstacle() -> None:
@@ -111,10 +129,12 @@ def test_width_that_transformers_would_refuse_is_refused_before_it_is_written() 
 
 
 def test_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(SproutError, match="GPT2LMHeadModel.*Qwen3ForCausalLM, LlamaForCausalLM"):
-        for_architecture("GPT2LMHeadModel")
-    with pytest.raises(SproutError, match="gpt2.*qwen3, llama"):
-        for_family("gpt2")
+    with pytest.raises(
+        SproutError, match="Qwen3NextForCausalLM.*Qwen3ForCausalLM, LlamaForCausalLM.*nearest is Qwen3ForCausalLM"
+    ):
+        for_architecture("Qwen3NextForCausalLM")
+    with pytest.raises(SproutError, match="gpt3.*qwen3, llama.*nearest is gpt2"):
+        for_family("gpt3")
 
 
 # --- tensors -------------------------------------------------------------------------------------------------------
@@ -130,15 +150,23 @@ CONFIG = ModelConfig(vocab_size=12, dim=8, n_layers=12, n_heads=2, ffn_dim=16)
 
 
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
-@pytest.mark.parametrize("bias", [False, True])
-def test_renaming_is_one_to_one_and_changes_no_value(family: str, bias: bool) -> None:
-    """Twelve layers: 1, 10 and 11 must not be confused."""
-    config = ModelConfig(family=family, vocab_size=12, dim=8, n_layers=12, n_heads=2, ffn_dim=16, attention_bias=bias)
+def test_every_tensor_has_one_place_and_comes_back_unchanged(family: str) -> None:
+    """Twelve layers: 1, 10 and 11 must not be confused. Every tensor is different, and no value changes."""
+    open_parts: dict[str, Any] = {part: True for part in ("attention_bias", "mlp_bias") if part in SHAPES[family].open}
+    if "moe" in SHAPES[family].open:
+        shared = {"shared_dim": 8, "shared_gate": True} if family == "qwen2_moe" else {}
+        open_parts["moe"] = {"n_experts": 11, "expert_dim": 16, **shared}
+    config = ModelConfig(family=family, vocab_size=12, dim=8, n_layers=12, n_heads=2, ffn_dim=16, **open_parts)
     hf = state_of(config)
     back = for_family(family).state_from_hf(config, hf)
-    assert list(back) == list(expected_shapes(config)) and len(hf) == len(back)
+    assert list(back) == list(expected_shapes(config))
     for i, tensor in enumerate(back.values()):
         assert torch.equal(tensor, torch.full_like(tensor, float(i)))
+
+
+def test_a_tensor_that_only_needs_another_name_is_not_copied() -> None:
+    hf = state_of(CONFIG)
+    back = for_family("qwen3").state_from_hf(CONFIG, hf)
     assert back["layers.11.mlp.up_proj.weight"] is hf["model.layers.11.mlp.up_proj.weight"]
 
 

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
+from sproutlm.config.model import ModelConfig
 from sproutlm.model.rope import apply_rope, rope_frequencies, rope_tables
+
+
+def shape(head_dim: int, theta: float) -> ModelConfig:
+    return ModelConfig(head_dim=head_dim, rope_theta=theta)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ def test_rope_frequencies_are_the_golden_ones(head_dim: int, theta: float, golde
 def test_rope_turns_each_channel_pair_by_position_times_frequency() -> None:
     """pitfall 15: the pair of channel i is channel i + head_dim/2, as in Hugging Face files."""
     x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 3, 4)  # (batch, heads, seq, head_dim)
-    turned = apply_rope(x, *rope_tables(torch.tensor([0, 1, 7]), 4, 100.0, torch.float32))[0, 0]
+    turned = apply_rope(x, *rope_tables(torch.tensor([0, 1, 7]), shape(4, 100.0), torch.float32))[0, 0]
     for row, position in enumerate((0, 1, 7)):
         fast, slow = position * 1.0, position * 0.1
         expected = [math.cos(fast), math.cos(slow), math.sin(fast), math.sin(slow)]
@@ -38,7 +43,7 @@ def test_attention_scores_depend_on_distance_only() -> None:
 
     def score(query_at: int, key_at: int) -> torch.Tensor:
         turned = [
-            apply_rope(x, *rope_tables(torch.tensor([at]), 16, 10_000.0, torch.float32))
+            apply_rope(x, *rope_tables(torch.tensor([at]), shape(16, 10_000.0), torch.float32))
             for x, at in ((q, query_at), (k, key_at))
         ]
         return (turned[0] * turned[1]).sum()
@@ -49,6 +54,6 @@ def test_attention_scores_depend_on_distance_only() -> None:
 
 def test_bf16_tables_hold_float32_angles() -> None:
     """Angles taken in bf16 would be off by whole turns at position 4,001 (steps of 16 there)."""
-    cos, _ = rope_tables(torch.tensor([4001]), 2, 10_000.0, torch.bfloat16)
+    cos, _ = rope_tables(torch.tensor([4001]), shape(2, 10_000.0), torch.bfloat16)
     assert cos.dtype == torch.bfloat16
     assert cos.flatten()[0].item() == pytest.approx(math.cos(4001), abs=4e-3)

@@ -25,10 +25,12 @@ def case(
     return hidden, weight, targets
 
 
-def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and gradients by torch's own operations, in float64."""
     h, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    loss = F.cross_entropy((h @ w.T).flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    logits = h @ w.T
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
     return loss.detach(), *torch.autograd.grad(loss, (h, w))
 
 
@@ -42,6 +44,18 @@ def test_chunked_loss_and_gradients_equal_full_cross_entropy(dtype: torch.dtype,
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad_hidden.double(), expected_hidden, rtol=0, atol=1e-6)
     torch.testing.assert_close(grad_weight.double(), expected_weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_capped_logits_have_the_loss_and_gradients_of_the_whole(chunk: int) -> None:
+    hidden, weight, targets = case(torch.float64)
+    loss = cross_entropy_sum(hidden, weight, targets, chunk=chunk, softcap=1.5)
+    expected = reference(hidden, weight, targets, softcap=1.5)
+    for found, wanted in zip((loss, *torch.autograd.grad(loss, (hidden, weight))), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
+    each = token_nll(hidden, weight, targets, chunk=chunk, softcap=1.5)
+    torch.testing.assert_close(each.sum().double(), expected[0], rtol=1e-6, atol=0)
+    assert (loss - cross_entropy_sum(hidden, weight, targets)).abs() > 0.1
 
 
 @settings(max_examples=20, deadline=None)

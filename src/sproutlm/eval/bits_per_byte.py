@@ -31,7 +31,7 @@ def bits_per_byte(model: Transformer, batches: Iterable[Batch], token_bytes: Ten
         for batch in batches:
             targets = batch.targets.to(device)
             document_ids = None if batch.document_ids is None else batch.document_ids.to(device)
-            head = partial(token_nll, targets=targets)
+            head = partial(token_nll, targets=targets, softcap=model.config.logit_softcap)
             nll = model(batch.tokens.to(device), batch.positions.to(device), document_ids, head=head)
             nll_sum += nll.double().sum().item()  # float64: a float32 sum drifts over millions of tokens
             scored = batch.targets[batch.targets != IGNORE]

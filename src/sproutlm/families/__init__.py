@@ -5,12 +5,19 @@ A new one is a file with its two tables (tensor names, config fields) and its li
 
 from __future__ import annotations
 
+import difflib
+
 from ..errors import SproutError
 from .adapter import Family, check_state, expected_shapes
+from .gemma import GEMMA, GEMMA2
+from .gpt2 import GPT2
 from .llama import LLAMA
+from .mistral import MISTRAL
+from .moe import MIXTRAL, QWEN2_MOE, QWEN3_MOE
+from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
-FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA)
+FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA, QWEN2, MISTRAL, GPT2, GEMMA, GEMMA2, QWEN3_MOE, MIXTRAL, QWEN2_MOE)
 
 __all__ = ["FAMILIES", "Family", "check_state", "expected_shapes", "for_architecture", "for_family"]
 
@@ -20,8 +27,7 @@ def for_architecture(name: str) -> Family:
     for family in FAMILIES:
         if family.architecture == name:
             return family
-    known = ", ".join(family.architecture for family in FAMILIES)
-    raise SproutError(f"architectures: {name!r} is not supported; known are {known}")
+    raise SproutError(_unknown("architectures", name, [family.architecture for family in FAMILIES]))
 
 
 def for_family(name: str) -> Family:
@@ -29,4 +35,10 @@ def for_family(name: str) -> Family:
     for family in FAMILIES:
         if family.name == name:
             return family
-    raise SproutError(f"family: {name!r} is not supported; known are {', '.join(family.name for family in FAMILIES)}")
+    raise SproutError(_unknown("family", name, [family.name for family in FAMILIES]))
+
+
+def _unknown(key: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    return f"{key}: {name!r} is not supported; known are {', '.join(known)}{nearest}"

@@ -6,8 +6,8 @@ Weights are renamed and never changed. A tensor that is missing, extra or of ano
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from ..config.model import ModelConfig
 from ..errors import SproutError
 from ..model import Transformer
+from .layout import Layout
+from .parts import rope_from_hf, rope_to_hf
 
 REQUIRED: Final = "required"
 LISTED = 8  # names shown per kind of fault; a wrong shape of model would otherwise fill the screen
@@ -31,41 +33,56 @@ class Field:
     default: Any
 
 
+Parts = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Family:
-    """One Hugging Face architecture. Every method raises SproutError with the field or tensor at fault."""
+    """One Hugging Face architecture. Every method raises SproutError with the field or tensor at fault.
+
+    ``fields`` are numbers and switches one to one; ``read`` and ``write`` are for what is not (windows, experts);
+    ``layout`` for tensors that a file stores otherwise than by one name each.
+    """
 
     name: str
     architecture: str
     model_type: str
-    tensors: Mapping[str, str]
+    tensors: dict[str, str]
     fields: Sequence[Field]
     fixed: Mapping[str, Any]  # config.json fields that only one value of is supported
+    read: Parts = field(default=lambda config: {})
+    write: Callable[[ModelConfig], dict[str, Any]] = field(default=lambda config: {})
+    layout: Layout | None = None
+    rotary: bool = True
+    theta: float = 10_000.0  # base of the rotary frequencies where a config.json is silent
     heads_divide_width: bool = False
 
     def config_from_hf(self, config: Mapping[str, Any]) -> ModelConfig:
         """A parsed config.json -> ``ModelConfig``."""
         refuse_unsupported(config, self)
-        values: dict[str, Any] = {"family": self.name, "rope_theta": rope_theta(config)}
-        for field in self.fields:
-            value = config.get(field.theirs)
+        values: dict[str, Any] = {"family": self.name, **(rope_from_hf(config, self.theta) if self.rotary else {})}
+        for entry in self.fields:
+            value = config.get(entry.theirs)
             if value is None:
-                value = field.default
+                value = entry.default
             if value is REQUIRED:
-                raise SproutError(f"config.json: {field.theirs} is missing; a {self.model_type} model needs it")
+                raise SproutError(f"config.json: {entry.theirs} is missing; a {self.model_type} model needs it")
             if value is None:
                 continue
             if not isinstance(value, bool) and (not isinstance(value, int | float) or value <= 0):
-                raise SproutError(f"config.json: {field.theirs} is {value!r}; expected a number above 0")
-            values[field.ours] = value
+                raise SproutError(f"config.json: {entry.theirs} is {value!r}; expected a number above 0")
+            values[entry.ours] = value
+        if isinstance(values["n_layers"], int):  # else ModelConfig names the fault
+            values |= self.read({**config, "num_hidden_layers": values["n_layers"]})
         try:
             return ModelConfig(**values)
         except ValidationError as error:
-            theirs = {field.ours: field.theirs for field in self.fields}
-            faults = [
-                f"{theirs.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" if e["loc"] else e["msg"]
-                for e in error.errors()
-            ]
+            theirs = {entry.ours: entry.theirs for entry in self.fields}
+            faults = []
+            for fault in error.errors():
+                first, *rest = map(str, fault["loc"] or ("",))
+                where = ".".join([theirs.get(first, first), *rest])
+                faults.append(f"{where}: {fault['msg']}" if where else fault["msg"])
             raise SproutError("config.json: " + "; ".join(faults)) from None
 
     def config_to_hf(
@@ -85,12 +102,11 @@ class Family:
                 "choose another n_heads, or family: qwen3"
             )
         hf: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
-        hf |= {field.theirs: getattr(config, field.ours) for field in self.fields}
+        hf |= {entry.theirs: getattr(config, entry.ours) for entry in self.fields}
         hf |= dict(self.fixed)
         # transformers 5 reads rope_parameters and dtype; older releases and other programs rope_theta and torch_dtype.
+        hf |= rope_to_hf(config) if self.rotary else {}
         hf |= {
-            "rope_theta": config.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "dtype": dtype,
             "torch_dtype": dtype,
             "attention_dropout": 0.0,
@@ -100,7 +116,7 @@ class Family:
             "eos_token_id": eos_token_id,
             "pad_token_id": pad_token_id,
         }
-        return hf
+        return hf | self.write(config)
 
     def their_name(self, name: str) -> str:
         """Our parameter name -> Hugging Face's."""
@@ -114,6 +130,8 @@ class Family:
     def state_from_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by Hugging Face's names -> the same by ours. A tied head stored twice is accepted if equal."""
         shapes = expected_shapes(config)
+        if self.layout is not None:
+            state = self.layout.plain(config, state)
         theirs = {self.their_name(name): name for name in shapes}
         # Old Llama files also hold the rotary frequencies, which follow from the config.
         given = {name for name in state if not name.endswith(".rotary_emb.inv_freq")}
@@ -131,7 +149,8 @@ class Family:
     def state_to_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our names -> the same tensors by Hugging Face's; a tied head is not stored twice."""
         check_state(config, state)
-        return {self.their_name(name): state[name] for name in expected_shapes(config)}
+        named = {self.their_name(name): state[name] for name in expected_shapes(config)}
+        return dict(self.layout.stored(config, named)) if self.layout is not None else named
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -175,28 +194,6 @@ def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, T
         raise SproutError("The weights do not fit the model's config. " + ". ".join(lines))
 
 
-def rope_theta(config: Mapping[str, Any]) -> float:
-    """Base of the rotary frequencies, from either notation; any scaling of positions is refused."""
-    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-    for field, parameters in (("rope_parameters", new), ("rope_scaling", old)):
-        if not isinstance(parameters, Mapping):
-            raise SproutError(f"config.json: {field} is {parameters!r}; expected an object or null")
-        kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind != "default":
-            raise SproutError(f"config.json: {field} asks for {kind!r} scaling; only 'default' is supported")
-        if any(isinstance(value, Mapping) for value in parameters.values()):
-            raise SproutError(f"config.json: {field} differs by layer; one set for all layers is supported")
-    for where in (config, new):
-        if where.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
-            raise SproutError("config.json: partial_rotary_factor is not 1; rotary positions cover the whole head here")
-    values = [v for v in (config.get("rope_theta"), new.get("rope_theta"), old.get("rope_theta")) if v is not None]
-    if any(not isinstance(v, int | float) or v <= 0 for v in values):
-        raise SproutError(f"config.json: rope_theta is {values!r}; expected a number above 0")
-    if len(set(values)) > 1:
-        raise SproutError(f"config.json: rope_theta is given twice and differs: {values[0]} and {values[1]}")
-    return float(values[0]) if values else 10_000.0
-
-
 def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
     """SproutError for an option that would make the model compute something else than ours does."""
     model_type = config.get("model_type", family.model_type)
@@ -208,20 +205,7 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family) -> None:
         raise SproutError("config.json: quantization_config: quantised weights cannot be read; use the original ones")
     if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
         raise SproutError("config.json: auto_map names code of the model's own, which is never run here")
-    for field, value in family.fixed.items():
-        if field == "use_sliding_window":
-            continue  # a window may be switched on and yet reach no layer: see below
-        given = config.get(field)
+    for name, value in family.fixed.items():
+        given = config.get(name)
         if given is not None and given != value:
-            raise SproutError(f"config.json: {field} is {given!r}; only {value!r} is supported")
-    kinds = config.get("layer_types") or []
-    other = sorted({str(kind) for kind in kinds if kind != "full_attention"})
-    if other:
-        raise SproutError(f"config.json: layer_types holds {', '.join(other)}; only full_attention is supported")
-    if not kinds and config.get("use_sliding_window") and config.get("sliding_window") is not None:
-        first, layers = config.get("max_window_layers", 0), config.get("num_hidden_layers", 0)
-        if first < layers:
-            raise SproutError(
-                f"config.json: sliding_window is in use from layer {first} on (use_sliding_window=true); "
-                "only full attention is supported"
-            )
+            raise SproutError(f"config.json: {name} is {given!r}; only {value!r} is supported")

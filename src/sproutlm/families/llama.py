@@ -20,6 +20,9 @@ TENSORS = {
     "layers.{}.mlp.gate_proj.weight": "model.layers.{}.mlp.gate_proj.weight",
     "layers.{}.mlp.up_proj.weight": "model.layers.{}.mlp.up_proj.weight",
     "layers.{}.mlp.down_proj.weight": "model.layers.{}.mlp.down_proj.weight",
+    "layers.{}.mlp.gate_proj.bias": "model.layers.{}.mlp.gate_proj.bias",
+    "layers.{}.mlp.up_proj.bias": "model.layers.{}.mlp.up_proj.bias",
+    "layers.{}.mlp.down_proj.bias": "model.layers.{}.mlp.down_proj.bias",
     "norm.weight": "model.norm.weight",
     "lm_head.weight": "lm_head.weight",
 }
@@ -36,6 +39,7 @@ FIELDS = (
     Field("max_position_embeddings", "max_seq_len", REQUIRED),
     Field("rms_norm_eps", "norm_eps", 1e-6),
     Field("attention_bias", "attention_bias", False),
+    Field("mlp_bias", "mlp_bias", False),
     Field("tie_word_embeddings", "tie_embeddings", False),
 )
 
@@ -45,6 +49,6 @@ LLAMA = Family(
     model_type="llama",
     tensors=TENSORS,
     fields=FIELDS,
-    fixed={"hidden_act": "silu", "mlp_bias": False},
+    fixed={"hidden_act": "silu"},
     heads_divide_width=True,  # LlamaConfig refuses other widths, though the layers could hold them
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .adapter import REQUIRED, Family, Field
 from .llama import FIELDS as LLAMA_FIELDS, TENSORS as LLAMA_TENSORS
+from .parts import windows_from_hf, windows_to_hf
 
 TENSORS = LLAMA_TENSORS | {
     "layers.{}.attention.q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
@@ -12,7 +13,9 @@ TENSORS = LLAMA_TENSORS | {
 
 # Qwen3Config's own defaults for these two do not follow from the other sizes, so a config.json must give them.
 STATED = {"num_key_value_heads", "head_dim"}
-FIELDS = tuple(Field(f.theirs, f.ours, REQUIRED) if f.theirs in STATED else f for f in LLAMA_FIELDS)
+FIELDS = tuple(
+    Field(f.theirs, f.ours, REQUIRED) if f.theirs in STATED else f for f in LLAMA_FIELDS if f.ours != "mlp_bias"
+)
 
 QWEN3 = Family(
     name="qwen3",
@@ -20,5 +23,7 @@ QWEN3 = Family(
     model_type="qwen3",
     tensors=TENSORS,
     fields=FIELDS,
-    fixed={"hidden_act": "silu", "use_sliding_window": False},
+    fixed={"hidden_act": "silu"},
+    read=lambda config: windows_from_hf(config, config["num_hidden_layers"]),
+    write=windows_to_hf,
 )

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped queries (GQA), optional QK-norm, rotary positions, and document masks."""
+"""Causal self-attention: grouped queries (GQA), optional QK-norm, rotary positions, windows, and document masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..config.model import ModelConfig
 from .kv_cache import KVCache
-from .layers import RMSNorm
+from .layers import RMSNorm, softcap as capped
 from .rope import apply_rope
 
 # Rows up to this long are attended by two batched products on CPU in bf16. There torch's fused kernel took 35.7 ms
@@ -26,23 +26,49 @@ def document_mask(document_ids: Tensor) -> Tensor:
     return same.tril()[:, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def row_mask(document_ids: Tensor | None, seq: int, window: int, device: torch.device) -> Tensor | None:
+    """What each token of a row may see without a cache, bool and broadcast to (batch, 1, seq, seq); None = plain causal.
+
+    ``window``: keys that a query sees at most, its own included; 0 = all.
+    """
+    visible = None if document_ids is None else document_mask(document_ids)
+    if not 0 < window < seq:
+        return visible
+    if visible is None:
+        visible = torch.ones(1, 1, seq, seq, dtype=torch.bool, device=device).tril()
+    return visible.triu(1 - window)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Tensor:
     """Softmax attention, the one place that chooses a back-end.
 
     ``q`` (batch, heads, seq, head_dim); ``k``, ``v`` (batch, kv_heads, keys, head_dim); ``mask`` additive, broadcast to
-    (batch, 1, seq, keys). Returns (batch, heads, seq, head_dim).
+    (batch, 1, seq, keys); ``scale`` default 1/sqrt(head_dim). Returns (batch, heads, seq, head_dim).
     """
     grouped = k.shape[1] != q.shape[1]
     on_bf16_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if on_bf16_cpu and q.shape[2] == k.shape[2] <= SHORT_ROW and torch.is_grad_enabled():
-        if mask is None:
-            seq = q.shape[2]
-            mask = torch.full((seq, seq), float("-inf"), dtype=q.dtype).triu(1) if causal else None
-        if grouped:
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (batch, heads, seq, keys)
-        return (scores if mask is None else scores + mask).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    short = on_bf16_cpu and q.shape[2] == k.shape[2] <= SHORT_ROW and torch.is_grad_enabled()
+    if not short and not softcap:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped, scale=scale
+        )
+    if mask is None and causal:
+        seq = q.shape[2]
+        mask = torch.full((seq, seq), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = (q * (scale or q.shape[-1] ** -0.5)) @ k.mT  # (batch, heads, seq, keys)
+    if softcap:
+        scores = capped(scores, softcap)
+    return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -50,23 +76,28 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.dim, self.n_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias)
+        self.q_proj = nn.Linear(config.dim, self.n_heads * self.head_dim, bias=bias or config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
         self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.dim, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         """(batch, seq, dim) -> (batch, seq, dim). ``mask`` None means plain causal, or one query over the whole cache."""
         batch, seq, _ = x.shape
         # (batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)
         q = self.q_norm(self.q_proj(x).view(batch, seq, self.n_heads, self.head_dim)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim).transpose(1, 2)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        out = attend(q, k, v, mask, causal=mask is None and cache is None)  # (batch, heads, seq, head_dim)
+        causal = mask is None and cache is None
+        out = attend(q, k, v, mask, causal, self.scale, self.softcap)  # (batch, heads, seq, head_dim)
         return self.o_proj(out.transpose(1, 2).reshape(batch, seq, self.n_heads * self.head_dim))

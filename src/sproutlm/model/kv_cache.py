@@ -54,16 +54,22 @@ class KVCache:
         slots = torch.arange(self.length, self.length + seq, device=self.start.device)
         return (slots[None, :] - self.start[:, None]).clamp_min(0)
 
-    def mask(self, seq: int) -> Tensor | None:
-        """What the next ``seq`` queries may see, (batch or 1, 1, seq, length + seq) bool; None where nothing is hidden."""
-        if seq == 1 and not self._padded:
+    def mask(self, seq: int, window: int = 0) -> Tensor | None:
+        """What the next ``seq`` queries may see, (batch or 1, 1, seq, length + seq) bool; None where nothing is hidden.
+
+        ``window``: keys that a query sees at most, its own included; 0 = all.
+        """
+        windowed = 0 < window < self.length + seq
+        if seq == 1 and not self._padded and not windowed:
             return None
         keys = torch.arange(self.length + seq, device=self.start.device)
         queries = keys[self.length :]
-        causal = keys[None, :] <= queries[:, None]  # (seq, keys)
+        visible = keys[None, :] <= queries[:, None]  # (seq, keys): causal
+        if windowed:
+            visible &= keys[None, :] > queries[:, None] - window
         if not self._padded:
-            return causal[None, None]
-        visible = causal[None] & (keys[None, None, :] >= self.start[:, None, None])
+            return visible[None, None]
+        visible = visible[None] & (keys[None, None, :] >= self.start[:, None, None])
         # A padding query would see nothing, and a softmax over nothing is NaN: let it see itself.
         visible |= (keys[None, :] == queries[:, None])[None]
         return visible[:, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,27 +36,64 @@ class _Bf16CpuRMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019); statistics in float32 inside the kernel."""
+    """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019); statistics in float32 inside the kernel.
 
-    def __init__(self, dim: int, eps: float) -> None:
+    ``offset``: the factor is 1 + weight, and the whole is computed in float32, as Gemma's checkpoints expect.
+    """
+
+    def __init__(self, dim: int, eps: float, offset: bool = False) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.zeros(dim) if offset else torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.offset:
+            return F.rms_norm(x.float(), (x.shape[-1],), 1.0 + self.weight.float(), self.eps).to(x.dtype)
         if x.dtype == torch.bfloat16 and x.device.type == "cpu":
             return _Bf16CpuRMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-class SwiGLU(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202). (batch, seq, dim) -> (batch, seq, dim)"""
+def norm_of(config: ModelConfig) -> nn.Module:
+    """The config's norm over the residual stream."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.dim, config.norm_eps)
+    return RMSNorm(config.dim, config.norm_eps, config.norm_offset)
 
-    def __init__(self, config: ModelConfig) -> None:
+
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": relu2,
+}
+
+
+class MLP(nn.Module):
+    """``down(act(up(x)))``, or with a gate ``down(act(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202).
+
+    (batch, seq, dim) -> (batch, seq, dim)
+    """
+
+    def __init__(self, config: ModelConfig, width: int | None = None) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        width, bias = width or config.ffn_dim, config.mlp_bias
+        self.gate_proj = nn.Linear(config.dim, width, bias=bias) if config.gated else None
+        self.up_proj = nn.Linear(config.dim, width, bias=bias)
+        self.down_proj = nn.Linear(width, config.dim, bias=bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``: bounded, and nearly the identity for values well below ``cap``."""
+    return cap * torch.tanh(x / cap)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.model import ModelConfig
-from .attention import Attention, document_mask
+from .attention import Attention, row_mask
 from .init import init_weights
 from .kv_cache import KVCache
-from .layers import RMSNorm, SwiGLU
+from .layers import MLP, norm_of, softcap
+from .moe import MoE, Routing
 from .rope import rope_tables
 
 # A head maps (hidden (batch, seq, dim), output weight (vocab, dim)) to logits, or to a loss computed without them.
@@ -21,19 +22,36 @@ Head = Callable[[Tensor, Tensor], Any]
 
 
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block; with ``post_norm`` each branch is normalised again before it is added."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention_norm = norm_of(config)
         self.attention = Attention(config, layer)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.attention_post_norm = norm_of(config) if config.post_norm else nn.Identity()
+        self.mlp_norm = norm_of(config)
+        self.mlp = MoE(config) if config.has_experts(layer) else MLP(config)
+        self.mlp_post_norm = norm_of(config) if config.post_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
+        self.residual_scale = config.residual_scale
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask, cache))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        branch = self.attention_post_norm(self.attention(self.attention_norm(x), rope, mask, cache))
+        x = x + self._scaled(branch)
+        branch = self.mlp_norm(x)
+        branch = self.mlp(branch, routing) if isinstance(self.mlp, MoE) else self.mlp(branch)
+        return x + self._scaled(self.mlp_post_norm(branch))
+
+    def _scaled(self, branch: Tensor) -> Tensor:
+        branch = self.dropout(branch)
+        return branch if self.residual_scale == 1.0 else branch * self.residual_scale
 
 
 class Transformer(nn.Module):
@@ -41,7 +59,8 @@ class Transformer(nn.Module):
 
     ``model(tokens)`` maps (batch, seq) int64 to (batch, seq, vocab) logits. ``positions`` (batch, seq) restart in each
     packed document; ``document_ids`` (batch, seq) keep packed documents apart; ``cache`` continues a generation;
-    ``head`` replaces the last step, so that a loss can be computed inside ``forward`` without full logits.
+    ``head`` replaces the last step, so that a loss can be computed inside ``forward`` without full logits; ``routing``
+    collects what the routers of a mixture of experts did.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -50,8 +69,10 @@ class Transformer(nn.Module):
             raise ValueError("ModelConfig.vocab_size is 0: set it from the tokenizer before building the model")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        learned = config.positions == "learned"
+        self.embed_positions = nn.Embedding(config.max_seq_len, config.dim) if learned else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = norm_of(config)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 
     @property
@@ -71,21 +92,36 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
         head: Head | None = None,
+        routing: Routing | None = None,
     ) -> Any:
-        seq = tokens.shape[1]
-        x = self.embed_tokens(tokens)  # (batch, seq, dim)
+        seq, config = tokens.shape[1], self.config
         if positions is None:
             positions = torch.arange(seq, device=tokens.device) if cache is None else cache.positions(seq)
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        if cache is not None:
-            mask = cache.mask(seq)
-        else:
-            mask = None if document_ids is None else document_mask(document_ids)
-        if mask is not None:
-            # Additive and in the compute type once, instead of converted from bool again in every layer.
-            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, float("-inf"))
-        for layer in self.layers:
-            x = layer(x, rope, mask, cache)
+        x = self.embed_tokens(tokens)  # (batch, seq, dim)
+        if config.embedding_scale != 1.0:
+            # Rounded to the compute type first, as the checkpoints that have one were trained.
+            x = x * torch.full((), config.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions)
+        rope = rope_tables(positions, config, x.dtype) if self.embed_positions is None else None
+        masks = {
+            window: self._mask(document_ids, cache, seq, window, x)
+            for window in {config.window_of(layer) for layer in range(config.n_layers)}
+        }
+        for number, layer in enumerate(self.layers):
+            x = layer(x, rope, masks[config.window_of(number)], cache, routing)
         if cache is not None:
             cache.advance(seq)
-        return (head or F.linear)(self.norm(x), self.output_weight)
+        x = self.norm(x)
+        if head is not None:
+            return head(x, self.output_weight)
+        logits = F.linear(x, self.output_weight)
+        return softcap(logits, config.logit_softcap) if config.logit_softcap else logits
+
+    @staticmethod
+    def _mask(document_ids: Tensor | None, cache: KVCache | None, seq: int, window: int, x: Tensor) -> Tensor | None:
+        """The mask of layers with this window: additive and in the compute type once, not made again in every layer."""
+        visible = row_mask(document_ids, seq, window, x.device) if cache is None else cache.mask(seq, window)
+        if visible is None:
+            return None
+        return torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible, float("-inf"))

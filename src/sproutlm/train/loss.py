@@ -20,7 +20,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     the logits are at hand, so that backward only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # float32 accumulation over chunks: a bf16 sum would lose small contributions to frequent tokens.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
@@ -28,10 +28,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]
             logits = (h @ weight.T).float()  # (chunk, vocab)
+            slope = None
+            if softcap:
+                bounded = logits.div_(softcap).tanh_()
+                slope = 1 - bounded.square()  # of the cap, at each logit
+                logits = bounded.mul_(softcap)
             lse = logits.logsumexp(-1, keepdim=True)
             total += (lse - logits.gather(1, t[:, None])).sum()
             grad = logits.sub_(lse).exp_()  # softmax, in place
             grad.scatter_add_(1, t[:, None], torch.full_like(lse, -1.0))
+            if slope is not None:
+                grad.mul_(slope)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + chunk] = grad @ weight
@@ -41,29 +48,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grad_outputs
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype),
-            None,
-            None,
+            *(None,) * 3,
         )
 
 
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK_TOKENS) -> Tensor:
+def cross_entropy_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int = CHUNK_TOKENS,
+    *,
+    softcap: float = 0.0,
+) -> Tensor:
     """Sum of the token losses in nats, float32 scalar; targets of -100 are left out before any product.
 
+    ``softcap`` bounds the logits: the model's ``logit_softcap``.
     Shapes: hidden (batch, seq, dim), weight (vocab, dim), targets (batch, seq) int64.
     """
     keep = (targets != IGNORE).reshape(-1).nonzero().squeeze(1)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return _LinearCrossEntropy.apply(flat[keep], weight, targets.reshape(-1)[keep], chunk)
+    return _LinearCrossEntropy.apply(flat[keep], weight, targets.reshape(-1)[keep], chunk, softcap)
 
 
 @torch.no_grad()
-def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK_TOKENS) -> Tensor:
+def token_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK_TOKENS, softcap: float = 0.0
+) -> Tensor:
     """Loss of each target in nats, (batch, seq) float32; 0 where the target is -100. For evaluation: no gradient."""
     out = torch.zeros(targets.numel(), dtype=torch.float32, device=hidden.device)
     flat_targets = targets.reshape(-1)
@@ -71,5 +87,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUN
     flat = hidden.reshape(-1, hidden.shape[-1])
     for index in keep.split(chunk):
         logits = (flat[index] @ weight.T).float()
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
         out[index] = logits.logsumexp(-1) - logits.gather(1, flat_targets[index][:, None])[:, 0]
     return out.view(targets.shape)

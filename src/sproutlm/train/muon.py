@@ -22,7 +22,7 @@ POLAR_EXPRESS = (
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Replace each matrix's singular values by about 1. (count, rows, cols) -> the same, float32."""
+    """Replace each matrix's singular values by about 1. (..., rows, cols) -> the same, float32."""
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:  # the Gram matrix is then the smaller of the two
@@ -34,14 +34,14 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-def variance_shape(matrix: Tensor) -> tuple[int, int]:
+def variance_shape(matrix: Tensor) -> tuple[int, ...]:
     """One running mean square for each place on the longer side: (rows, 1) for tall matrices, (1, cols) for wide ones."""
-    rows, cols = matrix.shape
-    return (rows, 1) if rows >= cols else (1, cols)
+    *stack, rows, cols = matrix.shape
+    return (*stack, rows, 1) if rows >= cols else (*stack, 1, cols)
 
 
 class Muon(torch.optim.Optimizer):
-    """For the blocks' 2-D weights. Matrices of one shape are stacked, so that a step is a few batched products.
+    """For the blocks' matrices, or stacks of them (experts). Those of one shape go through a few batched products.
 
     ``lr`` is per matrix before the factor sqrt(max(1, rows / cols)); ``compute`` is the type of the iteration.
     Every state tensor is float32.
@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
         self.compute = compute
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
+                if p.ndim < 2:
                     raise ValueError(f"Muon takes matrices only, got shape {tuple(p.shape)}")
 
     @torch.no_grad()
@@ -83,9 +83,9 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - mu)
         updates = torch.stack([g.lerp(b, mu) for g, b in zip(grads, buffers, strict=True)])  # Nesterov
-        updates = orthogonalize(updates, self.compute)  # (count, rows, cols)
+        updates = orthogonalize(updates, self.compute)  # (count, ..., rows, cols)
         updates = self._normalise_variance(updates, params, group["beta2"])
-        rows, cols = params[0].shape
+        rows, cols = params[0].shape[-2:]
         updates *= lr * max(1.0, rows / cols) ** 0.5
         if group["weight_decay"]:
             weights = torch.stack(params)
@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
 
     def _normalise_variance(self, updates: Tensor, params: list[Tensor], beta2: float) -> Tensor:
         """Divide each row (or column) by its running root-mean-square, keeping the matrix's Frobenius norm."""
-        rows, cols = params[0].shape
+        rows, cols = params[0].shape[-2:]
         dim = -1 if rows >= cols else -2
         mean_square = updates.square().mean(dim=dim, keepdim=True)
         variance = torch.stack([self.state[p]["variance"] for p in params]).lerp(mean_square, 1 - beta2)

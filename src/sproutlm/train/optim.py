@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,27 @@ from .muon import Muon, variance_shape
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Matrices inside the blocks: what Muon updates."""
-    return parameter.ndim == 2 and name.startswith("layers.")
+    """Matrices inside the blocks, those of stacked experts included: what Muon updates. Routers are AdamW's."""
+    return parameter.ndim >= 2 and name.startswith("layers.") and not name.endswith("router.weight")
+
+
+def is_expert_bias(name: str) -> bool:
+    """Biases that only steer the choice of experts: their gradient is the surplus of load, and its sign is the update."""
+    return name.endswith(".expert_bias")
+
+
+class SignDescent(torch.optim.Optimizer):
+    """``p -= lr * sign(gradient)``, at a constant rate: how loss-free balancing moves its biases (arXiv:2408.15664)."""
+
+    def __init__(self, params: list[Tensor], lr: float) -> None:
+        super().__init__(params, dict(lr=lr))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad.sign(), alpha=group["lr"])
 
 
 def state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
@@ -27,9 +47,17 @@ def state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
 class Optimizers:
     """The optimizers of one run over named float32 masters. Rates at a step are pure functions of the step."""
 
-    def __init__(self, config: OptimizerConfig, masters: dict[str, Tensor], muon_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        masters: dict[str, Tensor],
+        muon_dtype: torch.dtype,
+        expert_bias_rate: float = 0.001,
+    ) -> None:
         self.config = config
         self.masters = masters
+        steering = [p for n, p in masters.items() if is_expert_bias(n)]
+        masters = {n: p for n, p in masters.items() if not is_expert_bias(n)}
         self.optimizers: list[torch.optim.Optimizer] = []
         decay = config.weight_decay
         adamw_groups: list[dict] = []
@@ -50,6 +78,8 @@ class Optimizers:
             adamw_groups.append({"params": vectors, "peak": config.lr, "weight_decay": 0.0})
         groups = [g for g in adamw_groups if g["params"]]
         self.optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+        if steering:
+            self.optimizers.append(SignDescent(steering, expert_bias_rate))
 
     def step(self, multiplier: float, progress: float) -> None:
         """One update from the gradients in ``masters[...].grad``; ``progress`` is the share of the run done, 0 to 1."""
@@ -57,6 +87,8 @@ class Optimizers:
         warm = min(1.0, progress / c.momentum_warmup) if c.momentum_warmup else 1.0
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
+                if isinstance(optimizer, SignDescent):
+                    continue
                 group["lr"] = group["peak"] * multiplier
                 if isinstance(optimizer, Muon):
                     group["momentum"] = c.momentum_start + (c.momentum - c.momentum_start) * warm

@@ -21,7 +21,7 @@ from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
 from .checkpoint import Checkpointer
 from .metrics import Console, MetricsLog, memory_mb
-from .optim import Optimizers
+from .optim import Optimizers, is_expert_bias
 from .precision import MasterWeights
 from .schedule import multiplier
 from .streams import Streams
@@ -108,7 +108,9 @@ class Trainer:
         side_by_side = streams > 1 and self.device.type == "cpu" and not draws
         self.streams = Streams(streams) if side_by_side else None
         self.weights = MasterWeights(model, compute)
-        self.optimizers = Optimizers(optimizer, self.weights.masters, compute)
+        moe = getattr(getattr(model, "config", None), "moe", None)
+        rate = moe.bias_rate if moe is not None else 0.0
+        self.optimizers = Optimizers(optimizer, self.weights.masters, compute, rate)
         self.state = TrainState()
         self.console = Console(total_steps, say)
         self._stop_signal: int | None = None
@@ -164,7 +166,9 @@ class Trainer:
 
     def _divide_and_clip(self, count: int) -> float:
         """Divide the summed gradients once, by the count of the whole window; clip; return the norm before clipping."""
-        grads = [m.grad for m in self.weights.masters.values() if m.grad is not None]
+        # What steers expert biases is no gradient of the loss: only its sign counts, and it must not weigh in the norm.
+        masters = self.weights.masters.items()
+        grads = [m.grad for n, m in masters if m.grad is not None and not is_expert_bias(n)]
         torch._foreach_div_(grads, float(count))
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if self.config.clip and math.isfinite(norm) and norm > self.config.clip:

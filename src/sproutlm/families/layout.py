@@ -1,0 +1,156 @@
+"""Where a family stores tensors otherwise than by one name each: GPT-2's transposed, fused matrices, experts one by one.
+
+A ``Layout`` shows a file's tensors under plain names, one per parameter of ours, and reads each only when it is asked
+for; the other way round it gives back the tensors of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config.model import ModelConfig
+
+State = Mapping[str, Tensor]
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is read."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``plain(config, state)``: a file's tensors by plain names; ``stored(config, state)``: the way back."""
+
+    plain: Callable[[ModelConfig, State], State]
+    stored: Callable[[ModelConfig, State], State]
+
+
+# --- GPT-2 --------------------------------------------------------------------------------------------------------------
+
+_CONV1D = re.compile(r"\.(attn\.(q|k|v)_proj|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
+_FUSED = re.compile(r"(.*\.attn)\.c_attn\.(weight|bias)$")
+
+
+def _gpt2_plain(config: ModelConfig, state: State) -> State:
+    """Conv1D weights are (in, out), and q, k and v lie side by side in one; OpenAI's own files lack the prefix."""
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for name in state:
+        if re.search(r"\.attn\.(bias|masked_bias)$", name):
+            continue  # the causal mask as a buffer, in old files
+        full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        fused = _FUSED.match(full)
+        if fused:
+            for number, part in enumerate("qkv"):
+                makers[f"{fused[1]}.{part}_proj.{fused[2]}"] = _third(state, name, number)
+        elif _CONV1D.search(full):
+            makers[full] = _transposed(state, name)
+        else:
+            makers[full] = _as_is(state, name)
+    return Lazy(makers)
+
+
+def _third(state: State, name: str, number: int) -> Callable[[], Tensor]:
+    return lambda: _turned(state[name].chunk(3, dim=-1)[number])
+
+
+def _transposed(state: State, name: str) -> Callable[[], Tensor]:
+    return lambda: _turned(state[name])
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """A matrix transposed; a bias as it is."""
+    return (tensor.T if tensor.ndim == 2 else tensor).contiguous()
+
+
+def _as_is(state: State, name: str) -> Callable[[], Tensor]:
+    return lambda: state[name]
+
+
+def _gpt2_stored(config: ModelConfig, state: State) -> State:
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for name in state:
+        split = re.match(r"(.*\.attn)\.([qkv])_proj\.(weight|bias)$", name)
+        if split:
+            makers[f"{split[1]}.c_attn.{split[3]}"] = _joined(state, split[1], split[3])
+        else:
+            makers[name] = _transposed(state, name) if _CONV1D.search(name) else _as_is(state, name)
+    return Lazy(makers)
+
+
+def _joined(state: State, prefix: str, kind: str) -> Callable[[], Tensor]:
+    return lambda: torch.cat([_turned(state[f"{prefix}.{part}_proj.{kind}"]) for part in "qkv"], dim=-1)
+
+
+GPT2_LAYOUT = Layout(_gpt2_plain, _gpt2_stored)
+
+
+# --- experts ------------------------------------------------------------------------------------------------------------
+
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight$")
+
+
+def _experts_plain(config: ModelConfig, state: State) -> State:
+    """One file entry per expert and matrix -> one stacked tensor (experts, out, in) named ``…experts.MATRIX.weight``."""
+    makers: dict[str, Callable[[], Tensor]] = {}
+    assert config.moe is not None
+    stacked: dict[str, dict[int, str]] = {}
+    for name in state:
+        found = _EXPERT.match(name)
+        if found:
+            stacked.setdefault(f"{found[1]}.{found[3]}.weight", {})[int(found[2])] = name
+        else:
+            makers[name] = _as_is(state, name)
+    for target, parts in stacked.items():
+        if sorted(parts) == list(range(config.moe.n_experts)):
+            makers[target] = _stack(state, [parts[i] for i in range(config.moe.n_experts)])
+        else:  # left under their own names, which the check of names then reports one by one
+            makers |= {name: _as_is(state, name) for name in parts.values()}
+    return Lazy(makers)
+
+
+def _stack(state: State, names: list[str]) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        first = state[names[0]]
+        out = torch.empty((len(names), *first.shape), dtype=first.dtype)
+        for i, name in enumerate(names):
+            out[i] = state[name]
+        return out
+
+    return make
+
+
+def _experts_stored(config: ModelConfig, state: State) -> State:
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for name in state:
+        found = re.match(r"(.*\.experts)\.(\w+)\.weight$", name)
+        if not found:
+            makers[name] = _as_is(state, name)
+            continue
+        assert config.moe is not None
+        for i in range(config.moe.n_experts):
+            makers[f"{found[1]}.{i}.{found[2]}.weight"] = _slice(state, name, i)
+    return Lazy(makers)
+
+
+def _slice(state: State, name: str, index: int) -> Callable[[], Tensor]:
+    return lambda: state[name][index]
+
+
+EXPERTS_LAYOUT = Layout(_experts_plain, _experts_stored)

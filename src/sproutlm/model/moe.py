@@ -1,0 +1,133 @@
+"""Mixture of experts: a router sends each token to a few of many narrow MLPs; no expert has a capacity, no token is dropped.
+
+    scores = softmax(x @ router)        chosen = the top_k of scores (+ expert_bias)        out = sum of weight * expert(x)
+
+The weights come from the scores alone, so the router learns from the language-model loss; ``expert_bias`` only moves the
+choice (Wang et al. 2024, arXiv:2408.15664).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config.model import ModelConfig, MoEConfig
+from .layers import ACTIVATIONS, MLP
+
+
+@dataclass
+class Routing:
+    """What the routers of one forward pass did, layer by layer; made by whoever wants to know, filled by the layers.
+
+    ``balance`` and ``z`` are scalars with gradient, one per layer; ``load`` the share of choices that went to each
+    expert (experts,), without gradient; ``entropy`` of the mean router distribution, in nats.
+    """
+
+    balance: list[Tensor] = field(default_factory=list)
+    z: list[Tensor] = field(default_factory=list)
+    load: list[Tensor] = field(default_factory=list)
+    entropy: list[Tensor] = field(default_factory=list)
+    steering: list[Tensor] = field(default_factory=list)  # value 0; its gradient pushes expert_bias towards even load
+
+
+class Experts(nn.Module):
+    """``n`` gated MLPs as stacked weights, (experts, out, in)."""
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig) -> None:
+        super().__init__()
+        self.gate_proj = Stacked(moe.n_experts, moe.expert_dim, config.dim)
+        self.up_proj = Stacked(moe.n_experts, moe.expert_dim, config.dim)
+        self.down_proj = Stacked(moe.n_experts, config.dim, moe.expert_dim)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """``x`` (rows, dim) sorted by expert; expert e has the rows up to ``ends[e]`` (int32). Returns (rows, dim)."""
+        hidden = self.activation(self.gate_proj(x, ends)) * self.up_proj(x, ends)
+        return self.down_proj(hidden, ends)
+
+
+class Stacked(nn.Module):
+    """Linear layers without bias, one per expert, applied to consecutive groups of rows."""
+
+    def __init__(self, n: int, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n, out_features, in_features))
+        nn.init.normal_(self.weight, std=in_features**-0.5)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        if can_group(x, self.weight):
+            return F.grouped_mm(x, self.weight.mT, offs=ends)
+        return grouped_loop(x, self.weight, ends)
+
+
+def can_group(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's grouped product takes these: rows of both must be a multiple of 16 bytes."""
+    fits = all(size * x.element_size() % 16 == 0 for size in (x.shape[-1], weight.shape[-2]))
+    return hasattr(F, "grouped_mm") and fits
+
+
+def grouped_loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The same product, expert by expert. (rows, in), (experts, out, in) -> (rows, out)"""
+    bounds = [0, *ends.tolist()]
+    # unbind, not weight[e]: the gradient of an index is a whole tensor of zeros, once per expert.
+    parts = [x[bounds[e] : bounds[e + 1]] @ one.mT for e, one in enumerate(weight.unbind(0))]
+    return torch.cat(parts)
+
+
+class MoE(nn.Module):
+    """In place of the MLP of a block. (batch, seq, dim) -> (batch, seq, dim)"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.moe is not None
+        self.moe = moe = config.moe
+        self.router = nn.Linear(config.dim, moe.n_experts, bias=False)
+        self.experts = Experts(config, moe)
+        self.expert_bias = nn.Parameter(torch.zeros(moe.n_experts)) if moe.balance == "bias" else None
+        self.shared = MLP(config, moe.shared_dim) if moe.shared_dim else None
+        self.shared_gate = nn.Linear(config.dim, 1, bias=False) if moe.shared_gate else None
+
+    def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, dim)
+        logits = self.router(flat).float()  # (tokens, experts)
+        scores = logits.softmax(-1) if self.moe.score == "softmax" else logits.sigmoid()
+        choice = scores if self.expert_bias is None else scores.detach() + self.expert_bias.detach().float()
+        chosen = choice.topk(self.moe.top_k, dim=-1).indices  # (tokens, top_k)
+        weights = self._weights(scores.gather(-1, chosen)).to(x.dtype)
+        if routing is not None:
+            self._note(routing, logits, scores, chosen)
+
+        order = chosen.flatten().argsort(stable=True)  # rows of one expert together
+        tokens = order // self.moe.top_k
+        ends = torch.bincount(chosen.flatten(), minlength=self.moe.n_experts).cumsum(0).to(torch.int32)
+        rows = self.experts(flat[tokens], ends) * weights.flatten()[order, None]  # (tokens * top_k, dim)
+        out = torch.zeros_like(flat).index_add_(0, tokens, rows)
+        if self.shared is not None:
+            shared = self.shared(flat)
+            out = out + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(flat)) * shared)
+        return out.view(x.shape)
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """Of the chosen experts, (tokens, top_k). A single normalised weight is 1 and would teach the router nothing:
+        its value is kept and its gradient is that of the score relative to itself (pitfall 20)."""
+        if self.moe.normalize:
+            total = scores.sum(-1, keepdim=True)
+            scores = scores / (total.detach() if self.moe.top_k == 1 else total)
+        return scores * self.moe.scale if self.moe.scale != 1.0 else scores
+
+    def _note(self, routing: Routing, logits: Tensor, scores: Tensor, chosen: Tensor) -> None:
+        n = self.moe.n_experts
+        load = torch.bincount(chosen.flatten(), minlength=n).float() / chosen.numel()  # (experts,)
+        probabilities = scores if self.moe.score == "softmax" else scores / scores.sum(-1, keepdim=True)
+        mean = probabilities.mean(0)
+        # n * sum(load * mean probability) is 1 where both are even (Fedus et al. 2021, arXiv:2101.03961).
+        routing.balance.append(n * (load * mean).sum())
+        routing.z.append(logits.logsumexp(-1).square().mean())
+        routing.load.append(load)
+        routing.entropy.append(torch.special.entr(mean.detach()).sum())
+        if self.expert_bias is not None:
+            surplus = load - 1 / n
+            routing.steering.append(((self.expert_bias - self.expert_bias.detach()) * surplus).sum())
