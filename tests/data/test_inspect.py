@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sproutlm.config.load import load_recipe
-from sproutlm.data.inspect import inspect_file, inspect_recipe, pieces_of, render
+from sproutlm.data.inspect import inspect_file, inspect_recipe, pieces_of, render, statistics_lines
 from sproutlm.errors import DataError
 from sproutlm.tokenizer.tokenizer import Tokenizer
 from sproutlm.tokenizer.train import train_tokenizer
@@ -163,3 +163,12 @@ def test_a_recipe_is_inspected_as_packed_documents(tmp_path, chats):
     assert report["statistics"]["rows_in"] == 4
     assert json.loads(json.dumps(report)) == report
     assert "[[" in rendered(report)
+
+
+def test_the_statistics_say_what_packing_saves(jsonl, tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer")
+    report = inspect_file(jsonl([{"text": "a" * n} for n in (30, 3, 3, 20)]), tmp_path / "tokenizer", seq_len=64)
+    packed = report["statistics"]["packing"]
+    assert packed["rows"] == 1 and packed["documents_per_row"] == 4.0
+    assert packed["useful_before"] == pytest.approx(64 / (4 * 32)) and packed["useful_after"] == 1.0
+    assert any("packing (best_fit): 1 rows" in line for line in statistics_lines(report["statistics"]))

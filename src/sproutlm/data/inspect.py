@@ -17,6 +17,7 @@ from ..config.schema import SourceConfig
 from ..errors import DataError, SproutError
 from .encode import encode
 from .external import eos_of
+from .packing import pack, packing_lines, packing_statistics
 from .records import Record
 from .sources import Counts, OpenSource, no_records, open_source, record_from
 from .token_files import documents_of, find_documents, find_token_files, is_token_source, open_token_file
@@ -180,7 +181,8 @@ def inspect_recipe(loaded: Loaded, rows: int = 3, limit: int = STATISTICS_ROWS) 
     notes: list[str] = []
     prepared = pipeline.prepare(loaded.recipe, loaded.run_dir)  # type: ignore[arg-type]
     dataset, tokenizer = prepared.train, prepared.tokenizer
-    statistics = _Statistics(tokenizer, prepared.template, loaded.recipe.data.seq_len)  # type: ignore[union-attr]
+    data = loaded.recipe.data  # type: ignore[union-attr]
+    statistics = _Statistics(tokenizer, prepared.template, data.seq_len, data.packing)
     shown: list[dict[str, Any]] = []
     for number in range(min(dataset.n_documents, limit)):
         ids, trained = (array.tolist() for array in dataset.document(number))
@@ -233,10 +235,12 @@ def pieces_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
 class _Statistics:
     """Sums over encoded rows."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, seq_len: int | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, seq_len: int | None, packing: str = "best_fit"
+    ) -> None:
         self._bytes_of = tokenizer.token_bytes()  # (vocab,) bytes of each token, control tokens 0
         self._stops = {*tokenizer.stop_ids, *template.stop_ids}
-        self._seq_len = seq_len
+        self._seq_len, self._packing = seq_len, packing
         self._lengths: list[int] = []
         self._trained = self._text_bytes = self._text_tokens = self._rows_with_stop = 0
 
@@ -271,6 +275,8 @@ class _Statistics:
         if self._seq_len is not None:
             report["seq_len"] = self._seq_len
             report["rows_longer_than_seq_len"] = int((lengths > self._seq_len).sum())
+            report["packing"] = packing_statistics(lengths, pack(lengths, self._seq_len, self._packing), self._seq_len)
+            report["packing"]["mode"] = self._packing
         return report
 
 
@@ -351,6 +357,7 @@ def statistics_lines(statistics: dict[str, Any]) -> list[str]:
     ]
     if "seq_len" in s:
         lines.append(f"{s['rows_longer_than_seq_len']:,} rows are longer than seq_len={s['seq_len']:,}")
+        lines += packing_lines(s["packing"], s["packing"]["mode"])
     most = max(bucket["rows"] for bucket in s["length_histogram"]) or 1
     for bucket in s["length_histogram"]:
         bar = "#" * round(40 * bucket["rows"] / most)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def _stream(lengths: np.ndarray, capacity: int, stride: int) -> Packing:
     return Packing(row_starts, present[document], start - begins[document], stop - start)
 
 
-def packing_statistics(lengths: np.ndarray, packing: Packing, capacity: int) -> dict[str, float]:
+def packing_statistics(lengths: np.ndarray, packing: Packing, capacity: int) -> dict[str, Any]:
     """Shares of useful tokens: documents one a row, padded to the longest (``before``), and as packed, padded to
     ``capacity`` (``after``); rows and documents a row. ``lengths`` are those that ``packing`` was made of."""
     lengths = np.asarray(lengths)[np.asarray(lengths) > 0]
@@ -129,7 +130,7 @@ def packing_statistics(lengths: np.ndarray, packing: Packing, capacity: int) -> 
     }
 
 
-def packing_lines(statistics: dict[str, float], mode: str) -> list[str]:
+def packing_lines(statistics: dict[str, Any], mode: str) -> list[str]:
     """The statistics in words."""
     s = statistics
     return [
