@@ -55,6 +55,7 @@ def test_healthy_data_raises_no_alarm(
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER, ANSWER = {"role": "user", "content": "and then?"}, {"role": "assistant", "content": "then 2."}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "a", "function": {"name": "add", "arguments": "{}"}}]}
 FAULTS = {
     # name: (rows, check, status, pitfall, what the sentence names)
     "object instead of text": ([{"text": {"body": "x"}}] * 5, "rows", "fail", 13, "5 of 5 rows"),
@@ -87,6 +88,36 @@ FAULTS = {
     "no assistant turn": ([*CHATS, {"messages": [USER]}], "assistant turns", "warn", 3, "1 conversation has no"),
     "nothing trained": (
         [*CHATS, {"messages": [USER, {**ANSWER, "train": False}]}], "nothing trained", "warn", 23, "1 of 41",
+    ),
+    "result of no such call": (
+        [*CHATS, {"messages": [USER, CALL, {"role": "tool", "content": "4", "tool_call_id": "b"}, ANSWER]}],
+        "stray result", "warn", 13, "1 of 41",
+    ),
+    "call without a result": (
+        [*CHATS, {"messages": [USER, CALL, USER, ANSWER]}], "call without a result", "warn", 13, "1 of 41",
+    ),
+    "unknown tool": (
+        [*CHATS, {"messages": [USER, CALL], "tools": [{"type": "function", "function": {"name": "other"}}]}],
+        "unknown tool", "warn", None, "calls a tool that its tools do not list",
+    ),
+    "think on one side": (
+        [{"prompt": "a?", "chosen": f"b{i}", "rejected": f"<think>\nhm\n</think>\n\nc{i}"} for i in range(3)],
+        "one-sided wrapper", "warn", 6, "3 of 3 pairs have a think block on the rejected side only",
+    ),
+    "nothing but empty rows": (
+        [{"prompt": f"{i}", "chosen": "b", "rejected": " "} for i in range(3)], "empty rows", "fail", 13, "3 of 3",
+    ),
+    "pair out of order": (
+        [{"prompt": [USER, USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": f"{i}"}]} for i in range(3)],
+        "turns out of order", "warn", None, "3 of 3",
+    ),
+    "one verdict": (
+        [{"prompt": f"{i}?", "completion": "a", "label": True} for i in range(30)], "verdicts", "warn", None, "30 liked",
+    ),
+    "one label": ([{"text": f"good {i}", "label": "1"} for i in range(30)], "labels", "warn", None, "the same label (1 30)"),
+    "texts as labels": ([{"text": "1", "label": f"good {i}"} for i in range(30)], "labels", "warn", None, "30 labels in 30"),
+    "a rare label": (
+        [{"text": f"good {i}", "label": "ab"[i % 2] if i else "c"} for i in range(60)], "labels", "warn", None, "one text only: c",
     ),
     "one-sided think": (
         [{"prompt": "a?", "chosen": "<think>\n\n</think>\n\nb", "rejected": f"c{i}"} for i in range(3)],
@@ -160,6 +191,20 @@ def test_files_left_out_for_their_suffix_are_said(tmp_path: Path, examined: Any,
     assert finding(examined(folder), "files left out").status == "warn"
 
 
+def test_papers_beside_the_data_are_no_alarm_and_descriptions_of_it_are(
+    tmp_path: Path, examined: Any, rows_file: Any, finding: Any
+) -> None:
+    """pitfall 13: a folder as the hubs have it."""
+    folder = tmp_path / "set"
+    (folder / ".git").mkdir(parents=True)
+    rows_file(TEXTS).rename(folder / "a.jsonl")
+    for name in ("README.md", "LICENSE", ".gitattributes", ".git/data.bin"):
+        (folder / name).write_text("x")
+    assert not [f for f in examined(folder).findings if f.status != "ok"]
+    (folder / "dataset_info.json").write_text('{"features": {}}')
+    assert "FOLDER/*.jsonl" in finding(examined(folder), "files without rows").cure
+
+
 def test_conversations_longer_than_a_row_are_counted(examined: Any, rows_file: Any, finding: Any) -> None:
     """pitfall 2: they lose turns or the end of an answer; long texts are only cut into pieces."""
     path = rows_file(CHATS)
@@ -168,6 +213,57 @@ def test_conversations_longer_than_a_row_are_counted(examined: Any, rows_file: A
     assert (found.status, found.pitfall) == ("warn", 2)
     assert found.what.startswith("100.0% of the records have more than 8 tokens;")
     assert finding(examined(rows_file(TEXTS), seq_len=8), "long records").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("on_long", "status", "words"),
+    [
+        ("auto", "warn", "these are cut and lose"),
+        ("split", "warn", "these are split between their turns and lose 0.0%"),
+        ("drop", "warn", "leaves them out"),
+        ("error", "fail", "stops at the first"),
+    ],
+)
+def test_what_is_lost_of_long_conversations_follows_the_recipe(
+    on_long: str, status: str, words: str, tokenizer_folder: Path, rows_file: Any, finding: Any
+) -> None:
+    """pitfall 2: cut, split, left out or refused, with the share of the answers that is lost."""
+    chats = [{"messages": [*chat(i)["messages"], *chat(i + 1)["messages"]]} for i in range(20)]
+    source = SourceConfig(path=str(rows_file(chats)))
+    found = finding(examine_data(source, Context(tokenizer_folder, 36, "sft", on_long=on_long)), "long records")
+    assert (found.status, found.pitfall) == (status, 2)
+    assert words in found.what and "seq_len" in found.cure
+    if on_long == "auto":
+        lost = float(found.what.rpartition("lose ")[2].partition("%")[0])
+        assert 40 < lost < 60  # one of two answers
+
+
+def test_conversations_for_which_there_is_no_template_are_a_failure(
+    tokenizer: Any, tmp_path: Path, rows_file: Any, finding: Any
+) -> None:
+    """pitfall 14"""
+    tokenizer.with_chat_template(None).save(tmp_path / "bare")
+    found = finding(
+        examine_data(SourceConfig(path=str(rows_file(CHATS))), Context(tmp_path / "bare")), "written as tokens"
+    )
+    assert (found.status, found.pitfall) == ("fail", 14)
+    assert "40 of 40 records" in found.what and "chatml" in found.cure
+
+
+def test_a_template_that_wraps_the_sides_of_a_pair_differently_is_named(
+    tokenizer: Any, tmp_path: Path, rows_file: Any, finding: Any, examined: Any
+) -> None:
+    """pitfall 6: the rows are alike, the template is not."""
+    pairs = rows_file([{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(9)])
+    assert finding(examined(pairs), "sides through the template").status == "ok"
+    source = tokenizer.chat_template
+    polite = source.replace("'<|im_end|>'", "('!' if 'yes' in message.content else '') ~ '<|im_end|>'", 9)
+    assert polite != source
+    tokenizer.with_chat_template(polite).save(tmp_path / "polite")
+    found = finding(
+        examine_data(SourceConfig(path=str(pairs)), Context(tmp_path / "polite")), "sides through the template"
+    )
+    assert (found.status, found.pitfall) == ("warn", 6) and "9 of 9 pairs" in found.what
 
 
 def test_rows_that_train_no_stop_token_are_counted(
@@ -193,6 +289,20 @@ def test_data_of_another_stage_is_named(
 ) -> None:
     """pitfall 14: conversations in a pretraining recipe, documents in a fine-tuning one."""
     assert finding(examined(rows_file(rows), stage=stage), "kind of data").status == status
+
+
+def test_of_much_text_and_of_long_texts_only_a_beginning_is_read(
+    rows_file: Any, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds for any file: bounded in text, not in rows alone."""
+    from sproutlm.doctor import scan, tokens
+
+    monkeypatch.setattr(scan, "TEXT_CHARACTERS", 300)
+    monkeypatch.setattr(tokens, "LONG_TEXT", 20)
+    found = examine_data(SourceConfig(path=str(rows_file(TEXTS))), Context(tokenizer_folder))
+    assert any(note.startswith("only the first 7 rows were looked at") for note in found.notes)
+    assert any("more than 20 characters" in note for note in found.notes)
+    assert "most at least" in next(f.what for f in found.findings if f.check == "long records")
 
 
 def test_a_huge_file_is_sampled_and_that_is_said(rows_file: Any, tokenizer_folder: Path) -> None:

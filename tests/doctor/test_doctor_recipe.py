@@ -126,3 +126,111 @@ def test_a_tokenizer_that_is_not_the_one_of_the_start_is_named(tmp_path: Path, r
     assert (found.status, found.pitfall) == ("fail", 9)
     same = write(tmp_path, tokenizer__path=str(run / "model"), **changes)
     assert finding(examine_recipe(same)[0], "tokenizer").status == "ok"
+
+
+# --- template, vocabulary, new tokens ---------------------------------------------------------------------------------
+
+SFT = {"stage": "sft", "data__train": "chats.jsonl", "model": None}
+
+
+def test_a_template_whose_end_token_is_not_trained_is_named(tmp_path: Path, run: Path, finding: Any) -> None:
+    """pitfall 1: before an hour of training, not after it."""
+    from sproutlm.tokenizer.library import load_template
+
+    end = "{{- '<|im_end|>' }}\n        {%- endgeneration %}"
+    assert end in load_template("chatml")
+    broken = load_template("chatml").replace(end, "{%- endgeneration %}{{- '<|im_end|>' }}")
+    (tmp_path / "broken.jinja").write_text(broken)
+    path = write(tmp_path, **SFT, init_from=str(run), template__use="broken.jinja")
+    parts = examine_recipe(path)
+    found = finding(parts[0], "template: the end token of a reply is trained")
+    assert (found.status, found.pitfall) == ("fail", 1)
+    assert finding(parts[1], "stop token").status == "fail"  # and in the rows themselves
+    sound = write(tmp_path, **SFT, init_from=str(run), template__use="qwen3")
+    assert finding(examine_recipe(sound)[0], "end of turn is trained").status == "ok"
+
+
+def test_a_template_that_the_tokenizer_to_be_trained_cannot_write_is_named(tmp_path: Path, finding: Any) -> None:
+    """pitfall 6: Llama's control tokens are spelled out by a tokenizer that lacks them; new_tokens gives them."""
+    changes = {"stage": "sft", "init_from": "random", "data__train": "chats.jsonl", "template__use": "llama3"}
+    found = finding(examine_recipe(write(tmp_path, **changes))[0], "template: the tokenizer has its control tokens")
+    assert (found.status, found.pitfall) == ("fail", 6) and "<|eot_id|>" in found.what
+    names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    found_all = examine_recipe(write(tmp_path, **changes, tokenizer__new_tokens=names))[0]
+    assert finding(found_all, "end of turn is trained").status == "ok"
+    assert finding(found_all, "new tokens").status == "ok"
+
+
+def test_a_tokenizer_without_a_template_cannot_write_conversations(
+    tmp_path: Path, tokenizer: Any, finding: Any
+) -> None:
+    """pitfall 14"""
+    tokenizer.with_chat_template(None).save(tmp_path / "bare")
+    changes = {"stage": "sft", "init_from": "random", "data__train": "chats.jsonl", "tokenizer__path": "bare"}
+    found = finding(examine_recipe(write(tmp_path, **changes))[0], "chat template")
+    assert (found.status, found.pitfall) == ("fail", 14) and "template: {use: chatml}" in found.cure
+
+
+def test_new_tokens_that_nothing_writes_are_named(tmp_path: Path, finding: Any) -> None:
+    """pitfall 4: in rows their names stay text, so their rows in the model would stay as they began."""
+    found = finding(examine_recipe(write(tmp_path, tokenizer__new_tokens=["<|speaker|>"]))[0], "new tokens")
+    assert (found.status, found.pitfall) == ("warn", 4) and "<|speaker|>" in found.what
+
+
+def test_a_model_with_fewer_rows_than_the_tokenizer_has_ids_is_named(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Any, finding: Any
+) -> None:
+    """pitfall 9"""
+    model = {"dim": 32, "n_heads": 2, "n_layers": 1, "vocab_size": tokenizer.vocab_size - 1}
+    path = write(tmp_path, tokenizer__path=str(tokenizer_folder), model=model)
+    found = finding(examine_recipe(path)[0], "vocabulary")
+    assert (found.status, found.pitfall) == ("fail", 9) and f"{tokenizer.vocab_size:,} ids" in found.what
+    path = write(tmp_path, model={**model, "vocab_size": 500}, tokenizer__vocab_size=600)
+    assert finding(examine_recipe(path)[0], "vocabulary").status == "fail"
+
+
+def test_a_token_stream_of_another_tokenizer_is_named(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Any, finding: Any
+) -> None:
+    """pitfall 9"""
+    import numpy as np
+
+    path = write(tmp_path, tokenizer__path=str(tokenizer_folder), data__train="ids.bin")
+    for highest, status in ((tokenizer.vocab_size - 1, "ok"), (tokenizer.vocab_size, "fail")):
+        (tmp_path / "ids.bin").write_bytes(np.array([7, highest, tokenizer.eos_id] * 40, dtype="<u2").tobytes())
+        found = finding(examine_recipe(path)[1], "token ids")
+        assert (found.status, found.pitfall) == (status, 9)
+
+
+# --- held-out rows ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_another_file_that_are_trained_on_are_named(tmp_path: Path, finding: Any) -> None:
+    """Files of two names, with rows in common."""
+    path = write(tmp_path, data__validation=["held.jsonl"])
+    held = [{"text": f"the river and the hill, number {i}"} for i in (3, 99, 100)]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    parts = examine_recipe(path)
+    found = finding(parts[0], "rows in two parts")
+    assert found.status == "warn" and "1 of 3 records" in found.what and "held.jsonl:1" in found.what
+    assert [part.path for part in parts[1:]] == [str(tmp_path / "texts.jsonl"), str(tmp_path / "held.jsonl")]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held[1:]))
+    assert finding(examine_recipe(path)[0], "rows in two parts").status == "ok"
+
+
+def test_held_out_rows_that_stand_among_the_others_too_are_named(tmp_path: Path, finding: Any) -> None:
+    path = write(tmp_path, data__validation={"rows": 5})
+    assert finding(examine_recipe(path)[0], "rows in two parts").status == "ok"
+    lines = (tmp_path / "texts.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "texts.jsonl").write_text("".join([*lines, lines[0]]))
+    found = finding(examine_recipe(path)[0], "rows in two parts")
+    assert found.status == "warn" and "1 of 5 records" in found.what and "texts.jsonl:31" in found.what
+
+
+def test_pretraining_on_instructions_is_named_with_what_is_trained(tmp_path: Path, finding: Any) -> None:
+    """pitfall 14: only the answers."""
+    path = write(tmp_path, data__train="rows.jsonl")
+    rows = [{"instruction": f"what is {i}?", "output": f"{i}"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = finding(examine_recipe(path)[1], "kind of data")
+    assert found.status == "warn" and "only the answers are trained" in found.what

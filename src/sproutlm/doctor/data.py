@@ -160,7 +160,8 @@ def rows_in_and_out(found: Examination, scan: Scan) -> None:
             f"{empty:,} of {counted(counts.rows_in, 'row')} ({share(empty, counts.rows_in)}) "
             f"{do(empty, 'hold nothing to learn and are', 'holds nothing to learn and is')} dropped"
         )
-        found.warn("empty rows", what, "take them out, or find out what emptied them", 13)
+        say = found.warn if counts.records_out else found.fail
+        say("empty rows", what, "take them out, or find out what emptied them", 13)
 
 
 def examples_of(examples: Sequence[str]) -> str:

@@ -143,5 +143,3 @@ def faults_of_record(record: Record) -> Iterator[str]:
         yield from faults_of_pair(record)
     if isinstance(record, UnpairedPreference):
         yield "desirable" if record.desirable else "undesirable"
-        if not record.completion or not any(turn.content.strip() or turn.tool_calls for turn in record.completion):
-            yield "empty rated answer"

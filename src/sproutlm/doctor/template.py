@@ -74,7 +74,7 @@ def recipe_template(
     made, template = found.attempt("template", cure, None, lambda: template_of(config, tokenizer, check=False))
     if not made:
         return
-    if template.source is None:
+    if tokenizer.chat_template is None and config.use is None:
         what = f"{label}neither the recipe nor its tokenizer has a chat template, so no conversation can be written"
         found.fail("chat template", what, "set template: {use: chatml}", 14)
         return

@@ -93,8 +93,6 @@ def faults_of_pair(pair: Preference) -> Iterator[str]:
         yield "think in chosen only" if thoughts[0] else "think in rejected only"
     if pair.chosen == pair.rejected:
         yield "equal sides"
-    if not all(any(says_something(turn) for turn in side) for side in (pair.chosen, pair.rejected)):
-        yield "empty side"
     for side in (pair.chosen, pair.rejected):
         try:
             check_role_order((*pair.prompt, *side))
@@ -156,7 +154,6 @@ def pair_faults(found: Examination, scan: Scan) -> None:
             "has equal sides",
             "take them out: nothing tells the better from the worse",
         ),
-        ("empty side", "have an empty side", "has an empty side", "write the answer, or take the pair out"),
         (
             "turns out of order",
             "have turns out of order",
@@ -176,11 +173,6 @@ def pair_faults(found: Examination, scan: Scan) -> None:
 def rated_faults(found: Examination, scan: Scan) -> None:
     """Rated answers of which all have one verdict cannot teach the difference."""
     rated, liked = scan.kinds["rated answers"], scan.tally("desirable").count
-    empty = scan.tally("empty rated answer")
-    if empty.count:
-        found.warn(
-            "empty answer", f"{empty.count:,} of {counted(rated, 'rated answer')} say nothing: {empty}", "take them out"
-        )
     what = f"{counted(rated, 'rated answer')}, {liked:,} liked and {rated - liked:,} not"
     if max(liked, rated - liked) > ONE_VERDICT_SHARE * rated and rated > 1:
         cure = "give answers of both kinds; are true and false what they should be?"
