@@ -326,7 +326,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {}
     if arguments.out.is_file():
         report = json.loads(arguments.out.read_text(encoding="utf-8"))
-    report["machine"] = machine()
+    for part in ("prepare", "map", "batch", "packing"):
+        if asked(part):
+            report.setdefault("runs", {})[part] = machine()
     with tempfile.TemporaryDirectory(prefix="sprout-bench-") as folder:
         texts, mixed, tokenizer_dir = (Path(folder) / name for name in ("texts.jsonl", "rows.jsonl", "tokenizer"))
         plain = text_rows(arguments.data)
