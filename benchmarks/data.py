@@ -345,7 +345,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             print(f"texts, {arguments.mb:g} MB", flush=True)
             found = compare(["sproutlm", "encode_batch"], [texts], tokenizer_dir, arguments.rounds, arguments.workers)
             report["prepare_texts"] = found
-            # As the real sets come: of texts and instruction rows together, about half are instruction rows.
+            # As the real sets come: about three quarters of the characters stand in instruction rows.
             share = sum(map(len, plain)) / (sum(map(len, plain)) + sum(map(len, instructions)))
             repeat(plain, arguments.mb * share, texts)
             repeat(instructions, arguments.mb * (1 - share), mixed)
