@@ -37,8 +37,8 @@ def names_in(file: Path) -> frozenset[str]:
 
 @cache
 def strings_in_doctor() -> frozenset[str]:
-    """Every text constant of the doctor, and of the tokenizer's checks that it passes on."""
-    files = [*DOCTOR.glob("*.py"), DOCTOR.parent / "tokenizer" / "check.py"]
+    """Every text constant of the doctor, and of the checks of tokenizers and templates that it passes on."""
+    files = [*DOCTOR.glob("*.py"), *(DOCTOR.parent / "tokenizer" / name for name in ("check.py", "lint.py"))]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     constants = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     return frozenset(value for value in constants if isinstance(value, str)) | {"pad = eos", "unk = eos"}

@@ -189,6 +189,15 @@ def test_a_model_with_fewer_rows_than_the_tokenizer_has_ids_is_named(
     assert finding(examine_recipe(path)[0], "vocabulary").status == "fail"
 
 
+def test_rows_that_are_mostly_padding_are_named(tmp_path: Path, finding: Any) -> None:
+    """pitfall 11: only where packing is turned off."""
+    found = finding(examine_recipe(write(tmp_path, data__packing="none"))[1], "padding")
+    assert (found.status, found.pitfall) == ("warn", 11) and "best_fit" in found.cure
+    short = examine_recipe(write(tmp_path, data__packing="none", data__seq_len=16))[1]
+    assert finding(short, "padding").status == "ok"
+    assert not [f for f in examine_recipe(write(tmp_path))[1].findings if f.check == "padding"]
+
+
 def test_a_token_stream_of_another_tokenizer_is_named(
     tmp_path: Path, tokenizer_folder: Path, tokenizer: Any, finding: Any
 ) -> None:

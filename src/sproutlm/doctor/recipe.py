@@ -64,7 +64,9 @@ def one_run(found: Examination, recipe: Recipe, label: str = "", control: bool =
             recipe_template(found, recipe.template, tokenizer, recipe.tokenizer.new_tokens, label)
     untrained_tokens(found, recipe, tokenizer, label)
     data = recipe.data
-    context = Context(folder, data.seq_len, recipe.stage, recipe.template, data.on_long, recipe.tokenizer.new_tokens)
+    context = Context(
+        folder, data.seq_len, recipe.stage, recipe.template, data.on_long, data.packing, recipe.tokenizer.new_tokens
+    )
     return sources(found, recipe, context, label)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LONG_SHARE = 0.05
 STOP_SHARE = 0.99
+USEFUL_SHARE = 0.7
 LONG_TEXT = 200_000  # characters of one text that are tokenised
 CUT_CHATS = 100  # long conversations that are cut, to see what is lost
 PAIRS = 200
@@ -37,6 +38,7 @@ class Context:
     stage: str | None = None  # pretrain | sft
     template: TemplateConfig | None = None
     on_long: str = "auto"
+    packing: str = "best_fit"
     new_tokens: Sequence[str] = ()
 
 
@@ -70,6 +72,7 @@ def token_faults(found: Examination, scan: Scan, context: Context) -> None:
     if figures.lengths:
         stops(found, figures)
         lengths(found, figures, seq_len, context, template)
+        padding(found, figures, seq_len, context)
     pairs = [(where, record) for where, record in scan.kept if isinstance(record, Preference)]
     if pairs:
         wrappers(found, pairs[:PAIRS], template)
@@ -175,6 +178,19 @@ def lengths(found: Examination, figures: Figures, seq_len: int, context: Context
     else:
         pieces = "; long texts are cut into pieces, nothing is lost" if long_texts or not figures.chats else ""
         found.ok("long records", what + pieces, 2)
+
+
+def padding(found: Examination, figures: Figures, seq_len: int, context: Context) -> None:
+    """pitfall 11: rows of one short document each are mostly padding."""
+    if context.packing != "none":
+        return
+    useful = sum(-(-length // seq_len) * seq_len for length in figures.lengths)
+    what = f"data.packing: none: {share(sum(figures.lengths), useful)} of the places in its rows hold a token"
+    if sum(figures.lengths) < USEFUL_SHARE * useful:
+        cure = "remove data.packing (best_fit shares a row among documents, which do not see each other), or lower data.seq_len"
+        found.warn("padding", f"{what}, the rest is computed for nothing", cure, 11)
+    else:
+        found.ok("padding", what, 11)
 
 
 def lost_share(chats: Sequence[Chat], seq_len: int, on_long: str, template: ChatTemplate) -> str:
