@@ -236,6 +236,10 @@ def test_what_is_lost_of_long_conversations_follows_the_recipe(
     if on_long == "auto":
         lost = float(found.what.rpartition("lose ")[2].partition("%")[0])
         assert 40 < lost < 60  # one of two answers
+        assert "data.on_long: split, which loses 0.0%" in found.cure
+        alone = rows_file([{"messages": [USER, {**ANSWER, "content": "then 2. " * 30}]}] * 9)
+        found = finding(examine_data(SourceConfig(path=str(alone)), Context(tokenizer_folder, 36)), "long records")
+        assert "split" not in found.cure  # nothing to split between
 
 
 def test_conversations_for_which_there_is_no_template_are_a_failure(

@@ -111,6 +111,11 @@ def test_documents_that_never_end_are_named(tmp_path: Path, tokenizer: Any, toke
     endless = stream(tmp_path / "a.bin", [i for n in range(3000) for i in tokenizer.encode(f"the river {n}")])
     found = finding_of("stop token", endless, tokenizer_folder)
     assert (found["status"], found["pitfall"]) == ("warn", 1) and "columns: {eos: ID}" in found["cure"]
+    ends = np.array([3, 6, 9], dtype="<u8")  # datatrove's layout names its documents
+    for last, status in ((7, "warn"), (tokenizer.eos_id, "ok")):
+        shard = stream(tmp_path / "a.ds", [5, 6, last] * 3)
+        (tmp_path / "a.ds.index").write_bytes(ends.tobytes())
+        assert finding_of("stop token", shard, tokenizer_folder)["status"] == status
 
 
 # --- tokenizers and templates -----------------------------------------------------------------------------------------

@@ -243,3 +243,29 @@ def test_pretraining_on_instructions_is_named_with_what_is_trained(tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = finding(examine_recipe(path)[1], "kind of data")
     assert found.status == "warn" and "only the answers are trained" in found.what
+
+
+@pytest.mark.parametrize(
+    ("settings", "order", "rows"),
+    [
+        ({}, "fail", "fail"),
+        ({"data__on_bad_row": "skip"}, "warn", "warn"),
+        ({"data__train": {"path": "chats.jsonl", "role_order": "any"}}, None, "fail"),
+    ],
+)
+def test_rows_at_which_training_will_stop_are_failures(
+    settings: dict[str, Any], order: str | None, rows: str, tmp_path: Path, run: Path, finding: Any
+) -> None:
+    """pitfall 13: as the recipe has it: stopped at, dropped, or taken."""
+    path = write(tmp_path, **{**SFT, "init_from": str(run), **settings})
+    turns = [("user", "a"), ("user", "b"), ("assistant", "c")]
+    odd = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write(json.dumps(odd) + "\n" + '{"messages": 7}\n')
+    part = examine_recipe(path)[1]
+    assert finding(part, "rows").status == rows
+    if order is None:
+        assert not [f for f in part.findings if f.check == "role order"]
+    else:
+        assert finding(part, "role order").status == order
+        assert "chats.jsonl:31" in finding(part, "role order").what

@@ -16,7 +16,7 @@ from ..errors import DataError, SproutError
 from .finding import Examination, counted, do, listed, share
 from .scan import PLACES, Scan, Tally, scan_rows
 from .tokens import Context, token_faults
-from .turns import conversation_faults, label_faults, pair_faults, rated_faults, without_answers
+from .turns import conversation_faults, label_faults, order_refused, pair_faults, rated_faults, without_answers
 
 ROWS = 100_000  # rows looked at in one pass: seconds, and enough to tell
 HEAD_BYTES = 1 << 20  # of each file, for line ends and marks
@@ -57,7 +57,7 @@ def examine_data(
         what = f"only the first {counted(scan.counts.rows_in, 'row')} were looked at"
         found.notes.append(f"{what} (every row: sprout data validate {source.path})")
     found.notes += scan.counts.notes
-    rows_in_and_out(found, scan)
+    rows_in_and_out(found, scan, context.on_bad_row)
     placeholder_faults(found, scan)
     text_faults(found, scan)
     without_answers(found, scan)
@@ -69,6 +69,8 @@ def examine_data(
     ):
         if scan.kinds.get(kind):
             faults(found, scan)
+    if context.on_bad_row and source.role_order == "strict" and scan.kinds.get("conversations"):
+        order_refused(found, scan, context.on_bad_row)
     if any(scan.kinds.get(kind) for kind in ("documents", "conversations", "pairs")):
         token_faults(found, scan, context)
     fit_for_stage(found, scan, context.stage)
@@ -131,8 +133,8 @@ def head_of_files(found: Examination, paths: tuple[Path, ...]) -> None:
 # --- what the figures mean ----------------------------------------------------------------------------------------------
 
 
-def rows_in_and_out(found: Examination, scan: Scan) -> None:
-    """pitfall 13: rows in = records + dropped, by reason."""
+def rows_in_and_out(found: Examination, scan: Scan, on_bad_row: str | None = None) -> None:
+    """pitfall 13: rows in = records + dropped, by reason. ``on_bad_row`` is a recipe's."""
     counts = scan.counts
     bad = {reason: n for reason, n in counts.dropped.items() if reason != "empty"}
     empty, unreadable = counts.dropped["empty"], sum(bad.values())
@@ -145,7 +147,14 @@ def rows_in_and_out(found: Examination, scan: Scan) -> None:
             f"{unreadable:,} of {counted(counts.rows_in, 'row')} ({share(unreadable, counts.rows_in)}) cannot be used: "
             f"{reasons}; {examples_of(counts.examples)}"
         )
-        if counts.records_out and unreadable < BAD_SHARE * counts.rows_in:
+        if on_bad_row == "error":
+            found.fail(
+                "rows",
+                f"{what}; training stops at the first",
+                "mend them, or set data.on_bad_row: skip (they are counted)",
+                13,
+            )
+        elif counts.records_out and unreadable < BAD_SHARE * counts.rows_in:
             cure = "mend them, or set data.on_bad_row: skip (they are counted); the default stops at the first"
             found.warn("rows", what, cure, 13)
         else:

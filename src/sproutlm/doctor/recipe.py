@@ -65,7 +65,14 @@ def one_run(found: Examination, recipe: Recipe, label: str = "", control: bool =
     untrained_tokens(found, recipe, tokenizer, label)
     data = recipe.data
     context = Context(
-        folder, data.seq_len, recipe.stage, recipe.template, data.on_long, data.packing, recipe.tokenizer.new_tokens
+        tokenizer_dir=folder,
+        seq_len=data.seq_len,
+        stage=recipe.stage,
+        template=recipe.template,
+        on_long=data.on_long,
+        packing=data.packing,
+        new_tokens=recipe.tokenizer.new_tokens,
+        on_bad_row=data.on_bad_row,
     )
     return sources(found, recipe, context, label)
 

@@ -23,6 +23,7 @@ LONG_SHARE = 0.05
 STOP_SHARE = 0.99
 USEFUL_SHARE = 0.7
 LONG_TEXT = 200_000  # characters of one text that are tokenised
+SPLIT_HELPS = 0.5  # of what is lost by cutting, below which splitting is proposed
 CUT_CHATS = 100  # long conversations that are cut, to see what is lost
 PAIRS = 200
 THROW_AWAY_BYTES, THROW_AWAY_VOCAB = 1_000_000, 2048
@@ -40,6 +41,7 @@ class Context:
     on_long: str = "auto"
     packing: str = "best_fit"
     new_tokens: Sequence[str] = ()
+    on_bad_row: str | None = None  # None where no recipe tells
 
 
 @dataclass
@@ -167,13 +169,18 @@ def lengths(found: Examination, figures: Figures, seq_len: int, context: Context
         cure = f"raise data.seq_len (longest: {most:,}), or set data.on_long to truncate or split"
         found.warn("long records", f"{what}; data.on_long: drop leaves them out", cure, 2)
     elif len(figures.long_chats) > LONG_SHARE * n and context.on_long != "drop":
-        lost = lost_share(figures.long_chats, seq_len, context.on_long, template)
+        whole, lost = trained_and_lost(figures.long_chats, seq_len, context.on_long, template)
         how = "split between their turns" if context.on_long == "split" else "cut"
-        cure = f"raise data.seq_len (longest: {most:,})" + (
-            "" if context.on_long == "split" else ", or set data.on_long: split"
-        )
+        cure = f"raise data.seq_len (longest: {most:,})"
+        if context.on_long != "split":
+            _, less = trained_and_lost(figures.long_chats, seq_len, "split", template)
+            if less < SPLIT_HELPS * lost:  # not where one answer alone is too long
+                cure += f", or set data.on_long: split, which loses {share(less, whole)}"
         found.warn(
-            "long records", f"{what}; these are {how} and lose {lost} of what their answers would train", cure, 2
+            "long records",
+            f"{what}; these are {how} and lose {share(lost, whole)} of what their answers would train",
+            cure,
+            2,
         )
     else:
         pieces = "; long texts are cut into pieces, nothing is lost" if long_texts or not figures.chats else ""
@@ -193,8 +200,8 @@ def padding(found: Examination, figures: Figures, seq_len: int, context: Context
         found.ok("padding", what, 11)
 
 
-def lost_share(chats: Sequence[Chat], seq_len: int, on_long: str, template: ChatTemplate) -> str:
-    """Trained tokens that are lost where conversations are cut to ``seq_len``, of the first few of them."""
+def trained_and_lost(chats: Sequence[Chat], seq_len: int, on_long: str, template: ChatTemplate) -> tuple[int, int]:
+    """(trained tokens, those that are lost) where conversations are cut to ``seq_len``, of the first few of them."""
     from ..data.long_rows import rendered, split_chat, truncate_chat
 
     whole = kept = 0
@@ -205,7 +212,7 @@ def lost_share(chats: Sequence[Chat], seq_len: int, on_long: str, template: Chat
         else:
             left = [document for document in [truncate_chat(chat, seq_len, template)] if document is not None]
         kept += sum(int(document.trained[1:].sum()) for document in left)
-    return share(max(whole - kept, 0), whole)
+    return whole, max(whole - kept, 0)
 
 
 def wrappers(found: Examination, pairs: Sequence[tuple[str, Preference]], template: ChatTemplate) -> None:

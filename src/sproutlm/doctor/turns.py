@@ -52,7 +52,10 @@ def faults_of_turns(messages: Sequence[Message], tools: Tools = ()) -> Iterator[
         yield "repeated role"
     if roles[:1] == ["assistant"]:
         yield "assistant first"
-    if _stray_result(messages):
+    fault = order_fault(messages)
+    if fault:
+        yield "out of order"
+    if "tool" in fault or _answers_another_call(messages):
         yield "stray result"
     if any(a.tool_calls and b.role != "tool" for a, b in itertools.pairwise(turns)):  # a call may stand last
         yield "call without a result"
@@ -69,12 +72,17 @@ def faults_of_turns(messages: Sequence[Message], tools: Tools = ()) -> Iterator[
         yield "others trained"
 
 
-def _stray_result(messages: Sequence[Message]) -> bool:
+def order_fault(messages: Sequence[Message]) -> str:
+    """The reason for which ``role_order: strict`` refuses a conversation; empty where it takes it."""
     try:
         check_role_order(messages)
     except RowError as error:
-        if "tool" in error.reason:
-            return True
+        return error.reason
+    return ""
+
+
+def _answers_another_call(messages: Sequence[Message]) -> bool:
+    """Whether a tool's result names a call that the turn before it did not make."""
     asked: set[str | None] = set()
     for turn in messages:
         if turn.role == "assistant":
@@ -94,12 +102,9 @@ def faults_of_pair(pair: Preference) -> Iterator[str]:
     if pair.chosen == pair.rejected:
         yield "equal sides"
     for side in (pair.chosen, pair.rejected):
-        try:
-            check_role_order((*pair.prompt, *side))
-        except RowError as error:
-            if error.reason != "empty turn":
-                yield "turns out of order"
-                return
+        if order_fault((*pair.prompt, *side)) not in ("", "empty turn"):
+            yield "turns out of order"
+            return
 
 
 # --- of all -----------------------------------------------------------------------------------------------------------
@@ -123,6 +128,21 @@ def conversation_faults(found: Examination, scan: Scan) -> None:
     if others.count:
         what = f"{counted(others.count, 'conversation')} {do(others.count, 'ask', 'asks')} to train turns of others: {others}"
         found.ok("turns of others", what, 3)
+
+
+def order_refused(found: Examination, scan: Scan, on_bad_row: str) -> None:
+    """What a recipe with ``role_order: strict`` makes of conversations that do not take turns."""
+    tally = scan.tally("out of order")
+    if not tally.count:
+        return
+    what = f"{tally.count:,} of {counted(scan.kinds['conversations'], 'conversation')} {do(tally.count, 'are', 'is')} refused by role_order: strict"
+    cure = "mend them, or set role_order: any on the source to take them as they come"
+    if on_bad_row == "error":
+        found.fail(
+            "role order", f"{what}, and training stops at the first: {tally}", f"{cure}, or data.on_bad_row: skip", 13
+        )
+    else:
+        found.warn("role order", f"{what} and dropped (data.on_bad_row: skip): {tally}", cure, 13)
 
 
 def without_answers(found: Examination, scan: Scan) -> None:
