@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from . import presets
 from .families import SHAPES, misfits, parts_of
 from .strict import Fault, Strict, refuse
 
@@ -72,6 +73,13 @@ class ModelConfig(Strict):
 
     model_config = ConfigDict(frozen=True)
 
+    preset: str | None = Field(
+        None,
+        exclude=True,  # taken apart before anything is checked, so that a stored config never depends on this table
+        description="A known shape (sprout plan --list); fields given beside it come first. The vocabulary stays the "
+        "tokenizer's unless vocab_size is given.",
+        json_schema_extra={"examples": list(presets.PRESETS)},
+    )
     family: Family = Field("qwen3", description="Hugging Face architecture to export as.")
     vocab_size: int = Field(0, ge=0, description="Rows of the embedding; 0 = taken from the tokenizer.")
     dim: int = Field(256, gt=0, description="Width of the residual stream.")
@@ -122,7 +130,7 @@ class ModelConfig(Strict):
         """Resolve the zeros, so that a stored config is explicit and never depends on a later default."""
         if not isinstance(values, dict):
             return values
-        values = dict(values)
+        values = _with_preset(dict(values))
         dim, heads = _whole(values.get("dim", 256)), _whole(values.get("n_heads", 4))
         if not _whole(values.get("n_kv_heads", 0), otherwise=1):
             values["n_kv_heads"] = values.get("n_heads", 4)
@@ -213,6 +221,20 @@ def _moe_faults(moe: MoEConfig, n_layers: int) -> list[Fault]:
             Fault(("moe.dense_layers", "n_layers"), f"layer {beyond[0]} does not exist; there are {n_layers}")
         )
     return faults
+
+
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """``preset: NAME`` as the fields it stands for; what is given beside it comes first, within experts too."""
+    name = values.pop("preset", None)
+    if name is None:
+        return values
+    if not isinstance(name, str) or presets.find(name) is None:
+        refuse([Fault(("preset",), presets.unknown(name))])
+    shape = presets.shape_of(name) | {"vocab_size": 0}
+    for section in ("moe", "rope_scaling"):
+        if isinstance(values.get(section), dict) and section in shape:
+            values[section] = {**shape[section], **values[section]}
+    return shape | values
 
 
 def _whole(value: Any, otherwise: int = 0) -> int:

@@ -1,0 +1,158 @@
+"""Bytes by part, for training and for inference. The one memory model of ``sprout plan`` and ``--dry-run``.
+
+Weights, gradients and optimizer state are counted; activations, the update's working room and a prompt's are estimates:
+what the blocks keep for their backward pass, read off the code, with fused attention.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from ..config.model import ModelConfig
+from ..train.loss import CHUNK_TOKENS
+from ..train.muon import variance_shape
+from ..train.optim import is_block_matrix, is_expert_bias
+from .count import parameters, used_share
+
+Compute = Literal["bf16", "float32"]
+BYTES: dict[str, int] = {"bf16": 2, "float32": 4}
+MASTER = 4  # bytes of a float32 master weight, gradient or state
+# Python, torch and its libraries: resident memory of the process before a model is made, about 350 MB; a CUDA context
+# takes as much of a card.
+PROGRAM = 350 * 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a recipe decides the memory of a step. ``rows`` of ``seq_len`` tokens go through the model at once."""
+
+    rows: int
+    seq_len: int
+    compute: Compute = "bf16"
+    optimizer: Literal["muon", "adamw"] = "muon"
+    document_mask: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.seq_len
+
+
+def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
+    """Bytes by part at the highest point of a training step."""
+    total = sum(p.numel() for _, p in parameters(config))
+    size = BYTES[setting.compute]
+    copies = 0 if setting.compute == "float32" else total * size  # the rounded weights; the masters stay beside them
+    activations, logits = _activations(config, setting), _logits(config, setting)
+    return {
+        "parameters": total * MASTER + copies,
+        "gradients": total * MASTER + copies,
+        "optimizer": _optimizer_state(config, setting.optimizer),
+        "activations": activations,
+        "logits": logits,
+        # The update runs when activations and logits are gone: only what it needs beyond their room counts.
+        "update": max(0, _update(config, setting) - activations - logits),
+        "program": PROGRAM,
+    }
+
+
+def _optimizer_state(config: ModelConfig, optimizer: str) -> int:
+    """AdamW: two numbers per parameter. Muon: one, and one per row or column; its embeddings and vectors are AdamW's."""
+    entries = 0
+    for name, parameter in parameters(config):
+        if is_expert_bias(name):
+            continue  # moved by the sign of its gradient alone
+        if optimizer == "muon" and is_block_matrix(name, parameter):
+            entries += parameter.numel() + prod(variance_shape(parameter))
+        else:
+            entries += 2 * parameter.numel()
+    return entries * MASTER
+
+
+def _update(config: ModelConfig, setting: Setting) -> int:
+    """Muon stacks all matrices of one shape: the float32 stack, four of its size in the compute type while x becomes
+    a x + (b G + c G G) x, and three Gram matrices. AdamW is fused and needs nothing."""
+    if setting.optimizer != "muon":
+        return 0
+    size = BYTES[setting.compute]
+    stacks: dict[tuple[int, ...], int] = defaultdict(int)
+    for name, parameter in parameters(config):
+        if is_block_matrix(name, parameter):
+            stacks[tuple(parameter.shape)] += 1
+    rooms = [0]
+    for (*stack, rows, cols), number in stacks.items():
+        one, gram = rows * cols, min(rows, cols) ** 2
+        rooms.append(number * prod(stack) * (MASTER * one + size * (4 * one + 3 * gram)))
+    return max(rooms)
+
+
+def _activations(config: ModelConfig, setting: Setting) -> int:
+    size, tokens = BYTES[setting.compute], setting.tokens
+    layers = [_block_bytes(config, layer, size, setting.seq_len) for layer in range(config.n_layers)]
+    # All blocks keep theirs; gradients of the widest one pass through while it goes backward. Then: the input of the last
+    # norm, its output, the trained positions of it, and their gradient.
+    kept = tokens * (sum(layers) + max(layers) // 2 + 4 * config.dim * size)
+    windows = {config.window_of(layer) for layer in range(config.n_layers)}
+    masks = [setting.rows if setting.document_mask else 1 for w in windows if setting.document_mask or 0 < w]
+    # Additive, in the compute type; while it is made also as two of bool.
+    return kept + sum(masks) * setting.seq_len**2 * (size + 2)
+
+
+def _block_bytes(config: ModelConfig, layer: int, size: int, seq_len: int) -> int:
+    """Bytes per token that one block keeps between its forward and its backward pass."""
+    dim, q = config.dim, config.n_heads * config.head_dim
+    kv = config.n_kv_heads * config.head_dim
+    channels = 4 * dim  # inputs and outputs of the two norms
+    channels += q + 2 * kv + 2 * q  # rotated q and k, v; attention's output, and its copy in the order of channels
+    channels += (q + kv) if config.qk_norm else 0
+    channels += 2 * dim if config.post_norm else 0
+    if config.attention_softcap:
+        channels += 2 * config.n_heads * seq_len  # capped scores and weights: no fused kernel has a cap
+    per_token = channels * size + (2 * dim if config.dropout else 0)
+    if config.norm_offset:
+        per_token += 2 * dim * (4 if config.post_norm else 2)  # Gemma's norms run in float32
+    if not config.has_experts(layer):
+        return per_token + _mlp_channels(config, config.ffn_dim) * size
+    moe = config.moe
+    assert moe is not None
+    routed = moe.top_k * (2 * dim + _mlp_channels(config, moe.expert_dim)) * size  # gathered rows, and results to weigh
+    router = 3 * moe.n_experts * 4  # logits, scores and their sum, in float32
+    shared = _mlp_channels(config, moe.shared_dim) * size
+    return per_token + routed + router + shared + (dim * size if moe.shared_gate else 0)
+
+
+def _mlp_channels(config: ModelConfig, width: int) -> int:
+    """Gate, its activation, up, and their product; without a gate up and its activation (squared: one more)."""
+    return width * (4 if config.gated else 3 if config.activation == "relu2" else 2)
+
+
+def _logits(config: ModelConfig, setting: Setting) -> int:
+    """One chunk of logits and its gradient, and the gradient of the head: summed in float32, a chunk's share beside it."""
+    size = BYTES[setting.compute]
+    chunk = min(setting.tokens, CHUNK_TOKENS) * config.vocab_size * (4 + 2 * size)
+    share = size if size == 4 else size + 4  # as the product gives it, and in float32
+    return chunk + config.vocab_size * config.dim * (MASTER + share)
+
+
+def kv_bytes_per_token(config: ModelConfig, compute: str) -> int:
+    """Keys and values of one token in all layers. A windowed layer's are kept whole, as our cache does."""
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * BYTES[compute]
+
+
+def inference_memory(config: ModelConfig, rows: int, context: int, compute: Compute) -> dict[str, int]:
+    """Bytes by part while ``rows`` answers of ``context`` tokens each are written; ``prompt`` is what reading one of that
+    length at once needs (an estimate)."""
+    size, tokens = BYTES[compute], rows * context
+    total = sum(p.numel() for _, p in parameters(config))
+    used = [p.numel() / config.dim * used_share(config, n) for n, p in parameters(config) if n.startswith("layers.")]
+    # A token's channels in the widest part of a block: in, out and residual, and the part's own.
+    widest = 4 * config.dim + 3 * max(round(max(used)), (config.n_heads + 2 * config.n_kv_heads) * config.head_dim)
+    masks = len({config.window_of(layer) for layer in range(config.n_layers)})
+    return {
+        "parameters": total * size,
+        "kv_cache": tokens * kv_bytes_per_token(config, compute),
+        "prompt": tokens * widest * size + masks * context**2 * (size + 2) + rows * config.vocab_size * 8,
+        "program": PROGRAM,
+    }
