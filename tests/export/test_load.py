@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +138,29 @@ def test_tokenizer_larger_than_the_model_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(folder: Path) -> None:
-    """pitfall 42: a pickle runs code when it is opened."""
+def test_pickled_weights_are_refused_and_the_named_command_converts_them(folder: Path, model: Transformer) -> None:
+    """pitfall 42: a pickle runs code when it is opened; the command in the sentence runs none of it, and works."""
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointError, match="pickle.*run any code.*save_pretrained"):
+    names = sorted(tensors)
+    for i, part in enumerate((names[:3], names[3:])):
+        torch.save({name: tensors[name] for name in part}, folder / f"pytorch_model-0000{i + 1}-of-00002.bin")
+    with pytest.raises(CheckpointError, match="pickle.*run any code.*weights_only=True") as error:
         load(folder)
+    command = shlex.split(str(error.value).split("beside them): ")[1])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert_close(dict(load(folder)[0].state_dict()), dict(model.state_dict()), **EXACT)
+
+
+def test_a_pickle_that_runs_code_is_not_run_by_the_named_command(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "full_sft_768.pth"
+    file.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    with pytest.raises(CheckpointError, match="run any code") as error:
+        load(file)
+    command = shlex.split(str(error.value).split("beside them): ")[1])
+    assert subprocess.run([sys.executable, *command[1:]], capture_output=True).returncode != 0
+    assert not (tmp_path / "ran").exists()
 
 
 def test_nothing_to_load_says_what_was_looked_for(tmp_path: Path, folder: Path) -> None:

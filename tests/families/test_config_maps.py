@@ -143,7 +143,7 @@ def test_unknown_architecture_is_refused_with_the_known_ones() -> None:
 def state_of(config: ModelConfig) -> dict[str, torch.Tensor]:
     """A Hugging Face state of this config, every tensor different."""
     ours = {name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(expected_shapes(config).items())}
-    return for_family(config.family).state_to_hf(config, ours)
+    return dict(for_family(config.family).state_to_hf(config, ours))
 
 
 CONFIG = ModelConfig(vocab_size=12, dim=8, n_layers=12, n_heads=2, ffn_dim=16)

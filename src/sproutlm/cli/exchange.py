@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .arguments import JsonFile, check_json_target, write_json
+from .arguments import JsonFile, check_json_target, say, write_json
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,12 +36,17 @@ def export_hf(
 def import_hf(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face folder.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, usable like a run.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="Write the weights anew as float32, bfloat16 or float16; else as they are.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Check a Hugging Face folder and take it in."""
-    from ..export.huggingface import import_folder
+    from ..export.take_in import import_folder
 
     check_json_target(json_file)
-    report = import_folder(folder, out)
-    typer.echo(f"wrote {out}; talk to it: sprout chat {out}")
+    report = import_folder(folder, out, dtype=dtype, say=say)
+    typer.echo(f"{report['architecture']}, {report['parameters']:,} parameters, {', '.join(report['dtype'])}")
+    ready = f"talk to it: sprout chat {out}" if report["tokenizer"] else f"start from it: init_from: {out}"
+    typer.echo(f"wrote {out}; {ready}")
     write_json(json_file, report)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..config.model import ModelConfig
 from ..errors import SproutError
-from ..export.huggingface import read_tokenizer, stop_ids
+from ..export.huggingface import stop_ids
 from ..export.load import CHECKPOINT_CONFIG
-from ..export.weights import SafetensorsFolder, read_json, weight_files
-from ..families import Family, check_state, for_architecture
+from ..export.read import read_tokenizer, recognise_folder
+from ..export.weights import SafetensorsFolder, read_json
+from ..families import check_state
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.checkpoint import MARKER, Checkpointer, verify
 from .finding import Examination, listed
@@ -114,23 +115,16 @@ def saves(found: Examination, checkpoints: Path) -> None:
 
 def examine_huggingface(folder: Path) -> Examination:
     """Examine a Hugging Face folder, ours or another's."""
-    import psutil
-
     found = Examination(str(folder), "Hugging Face folder")
     cure = "models of other architectures cannot be read; import one that can: sprout import hf"
     read, config = found.attempt("config", cure, None, lambda: config_of(folder))
     opened, tensors = found.attempt("tensors", COPY_AGAIN, 32, lambda: SafetensorsFolder(folder))
     if read and opened:
-        size = sum(path.stat().st_size for path in weight_files(folder)["present"])
-        if size > psutil.virtual_memory().available // 2:
-            found.notes.append(
-                f"{size / 1e9:.0f} GB of weights: names and shapes were not compared, for want of memory"
-            )
-        else:
-            cure = "convert or download it again; nothing is filled in by itself"
-            whole, _ = found.attempt("tensors", cure, 32, lambda: family_of(folder).state_from_hf(config, tensors))
-            if whole:
-                found.ok("tensors", f"all {len(tensors):,} tensors are there and have their shapes", 32)
+        cure = "convert or download it again; nothing is filled in by itself"
+        family = recognise_folder(folder).family
+        whole, _ = found.attempt("tensors", cure, 32, lambda: family.state_from_hf(config, tensors))
+        if whole:
+            found.ok("tensors", f"all {len(tensors):,} tensors are there and have their shapes", 32)
         weights(found, tensors.items(), masters=False)
     tokenizer = tokenizer_beside(found, folder, config.vocab_size if read else None)
     if tokenizer is not None:
@@ -138,15 +132,9 @@ def examine_huggingface(folder: Path) -> Examination:
     return found
 
 
-def family_of(folder: Path) -> Family:
-    architectures = read_json(folder / "config.json").get("architectures") or []
-    if len(architectures) != 1:
-        raise SproutError(f"{folder / 'config.json'}: architectures is {architectures!r}; expected one name")
-    return for_architecture(architectures[0])
-
-
 def config_of(folder: Path) -> ModelConfig:
-    return family_of(folder).config_from_hf(read_json(folder / "config.json"))
+    found = recognise_folder(folder)
+    return found.family.config_from_hf(found.config)
 
 
 def generation_ends(found: Examination, folder: Path, tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face folders: written for transformers to load without code of ours, read with every tensor accounted for."""
+"""Hugging Face folders, written for transformers to load without code of ours."""
 
 from __future__ import annotations
 
@@ -14,26 +14,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..config.model import ModelConfig
-from ..errors import CheckpointError, SproutError
-from ..families import for_architecture, for_family
-from ..train.checkpoint import file_sha256, fsync_path
-from .weights import INDEX, SHARD_BYTES, SINGLE, SafetensorsFolder, read_json, weight_files, write_weights
+from ..errors import SproutError
+from ..families import for_family
+from ..train.checkpoint import fsync_path
+from .read import TOKENIZER_FILES, check_vocabulary
+from .weights import INDEX, SHARD_BYTES, SINGLE, write_weights
 
 if TYPE_CHECKING:
     from ..model import Transformer
     from ..tokenizer.tokenizer import Tokenizer
-
-IMPORT_NOTE = "import.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
 
 def save(model: Transformer, tokenizer: Tokenizer | None, out: Path | str, *, dtype: str = "float32") -> None:
     """Write ``model`` and ``tokenizer`` as a Hugging Face folder, in one step: ``out`` is the old or the new one.
@@ -53,6 +42,7 @@ def write_folder(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """``save`` for weights that are not in a module: ``state`` by our parameter names."""
+    refuse_research(config)
     family = for_family(config.family)
     check_vocabulary(config, tokenizer, str(out))
     stops = stop_ids(tokenizer)
@@ -67,49 +57,6 @@ def write_folder(
             tokenizer.save(folder)
 
 
-def read(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer | None]:
-    """A Hugging Face folder -> config, tensors by our names in the file's own type, tokenizer or None.
-
-    Raises SproutError (CheckpointError for damaged files) that names the file, and the field or tensor at fault.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json; expected a Hugging Face folder")
-    hf = read_json(folder / "config.json")
-    architectures = hf.get("architectures") or []
-    if len(architectures) != 1:
-        raise CheckpointError(f"{folder / 'config.json'}: architectures is {architectures!r}; expected one name")
-    try:
-        family = for_architecture(architectures[0])
-        config = family.config_from_hf(hf)
-        state = family.state_from_hf(config, SafetensorsFolder(folder))
-    except CheckpointError:
-        raise
-    except SproutError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    tokenizer = read_tokenizer(folder)
-    check_vocabulary(config, tokenizer, str(folder))
-    return config, state, tokenizer
-
-
-def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; None where it has no tokenizer.json."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from ..tokenizer.tokenizer import Tokenizer
-
-    return Tokenizer.load(folder)
-
-
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer | None, where: str) -> None:
-    """CheckpointError where the tokenizer can write ids that the model has no row for. Spare rows are fine."""
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model's embedding only "
-            f"{config.vocab_size} rows: use the tokenizer that the model was trained with"
-        )
-
-
 def stop_ids(tokenizer: Tokenizer | None) -> list[int]:
     """Ids at which generation ends: the tokenizer's own, and those that its chat template ends a turn with."""
     if tokenizer is None:
@@ -120,6 +67,20 @@ def stop_ids(tokenizer: Tokenizer | None) -> list[int]:
 
         stops += ChatTemplate(tokenizer.chat_template, tokenizer).stop_ids
     return list(dict.fromkeys(stops))
+
+
+def refuse_research(config: ModelConfig) -> None:
+    """SproutError for a model that no other program has: a research shape, or experts balanced by a bias."""
+    way = "train a model of an exportable family on its answers (distillation), or set another family before training"
+    if config.family == "research":
+        raise SproutError(
+            f"this model has family: research, a shape that no other program knows, so it cannot be exported; {way}"
+        )
+    if config.moe is not None and config.moe.balance == "bias":
+        raise SproutError(
+            "this model's experts are balanced by a bias (moe.balance: bias), for which the files of its family have no "
+            f"place, and without it other experts would answer; {way} with moe.balance: aux"
+        )
 
 
 def export_run(run: Path | str, out: Path | str, *, dtype: str = "float32") -> dict[str, Any]:
@@ -142,33 +103,6 @@ def export_run(run: Path | str, out: Path | str, *, dtype: str = "float32") -> d
         "dtype": dtype,
         "stop_ids": stop_ids(tokenizer),
     }
-
-
-def import_folder(hf_dir: Path | str, out: Path | str) -> dict[str, Any]:
-    """Check a Hugging Face folder and copy it to ``out/model``, so that ``out`` can be used like a run folder.
-
-    Only the files that belong to such a folder are copied, unchanged. Returns what ``out/import.json`` holds.
-    """
-    hf_dir, out = Path(hf_dir), Path(out)
-    config, state, tokenizer = read(hf_dir)
-    weights = weight_files(hf_dir)["present"]
-    note = {
-        "source": str(hf_dir),
-        "architecture": for_family(config.family).architecture,
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        "vocab_size": config.vocab_size,
-        "dtype": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}),
-        "tokenizer": tokenizer is not None,
-        "sha256": {path.name: file_sha256(path) for path in weights},
-    }
-    names = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
-    with replacing(out, ("model", IMPORT_NOTE)) as folder:
-        (folder / "model").mkdir()
-        for path in [*(hf_dir / name for name in names), *weights]:
-            if path.is_file():
-                shutil.copyfile(path, folder / "model" / path.name)
-        write_json(folder / IMPORT_NOTE, note)
-    return {**note, "out": str(out)}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

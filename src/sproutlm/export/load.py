@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,8 +17,8 @@ from ..errors import CheckpointError, SproutError
 from ..families import check_state
 from ..model import Transformer
 from ..train.checkpoint import Checkpointer, verify
-from .huggingface import check_vocabulary, read, read_tokenizer
-from .weights import SafetensorsFolder, read_json
+from .read import check_vocabulary, read, read_tokenizer
+from .weights import PICKLES, SafetensorsFolder, read_json, refused_pickle
 
 if TYPE_CHECKING:
     from ..tokenizer.tokenizer import Tokenizer
@@ -35,37 +35,40 @@ class Source:
     step: int | None = None
 
 
-def load(path: Path | str) -> tuple[Transformer, Tokenizer | None]:
-    """The model, float32 and in eval mode, with its tokenizer (None for a Hugging Face folder without tokenizer.json).
+def load(path: Path | str, dtype: torch.dtype | None = torch.float32) -> tuple[Transformer, Tokenizer | None]:
+    """The model in eval mode, with its tokenizer (None for a Hugging Face folder without tokenizer.json).
 
     ``path`` is a run folder (its ``model/``, else its newest undamaged checkpoint), a checkpoint, or a Hugging Face
-    folder. Raises SproutError; CheckpointError where files are damaged or do not belong together.
+    folder; ``dtype`` the type of the weights, None for that of the files. The weights are in memory once. Raises
+    SproutError; CheckpointError where files are damaged or do not belong together.
     """
-    config, state, tokenizer = load_state(path)
+    config, state, tokenizer = load_state(path, dtype)
     with torch.device("meta"):  # the parameters below take the place of these: none is allocated or drawn twice
         model = Transformer(config)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval(), tokenizer
 
 
-def load_state(path: Path | str) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer | None]:
-    """``load`` without building the model: config, float32 tensors by our parameter names, tokenizer."""
+def load_state(
+    path: Path | str, dtype: torch.dtype | None = torch.float32
+) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer | None]:
+    """``load`` without building the model: config, tensors by our parameter names, tokenizer."""
     source = locate(path)
-    if source.kind == "huggingface":
-        config, state, tokenizer = read(source.folder)
-    else:
-        config, state, tokenizer = read_checkpoint(source.folder)
-    return config, {name: tensor.to(torch.float32) for name, tensor in state.items()}, tokenizer
+    reader = read if source.kind == "huggingface" else read_checkpoint
+    config, state, tokenizer = reader(source.folder, dtype)
+    return config, dict(state), tokenizer
 
 
-def read_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer | None]:
+def read_checkpoint(
+    folder: Path, dtype: torch.dtype | None = None
+) -> tuple[ModelConfig, Mapping[str, Tensor], Tokenizer | None]:
     """A checkpoint of ours, verified before: its files hold our own names and types."""
     try:
         config = ModelConfig.model_validate(read_json(folder / CHECKPOINT_CONFIG))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{folder / CHECKPOINT_CONFIG}: {faults}") from None
-    state = dict(SafetensorsFolder(folder))
+    state = SafetensorsFolder(folder, dtype)
     try:
         check_state(config, state)
     except SproutError as error:
@@ -88,6 +91,8 @@ def locate(path: Path | str, say: Callable[[str], None] = say_to_stderr) -> Sour
             "a model named by its hub name has to be downloaded first"
         )
     if not path.is_dir():
+        if any(map(path.match, PICKLES)):
+            raise CheckpointError(refused_pickle(path))
         raise SproutError(f"{path} is a file; give the folder that it is in")
     if (path / CHECKPOINT_CONFIG).is_file():
         fault = verify(path)

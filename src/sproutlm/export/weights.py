@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..families.lazy import header_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4_000_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
+HEADER_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
+# A file is mapped into memory while it is read; past this many bytes it is opened anew, so that what has been read does
+# not stay in memory beside its copy.
+REOPEN_BYTES = 100_000_000
+# Biases that choose experts differ by little; transformers, too, keeps them in float32 in a bf16 model.
+ALWAYS_FLOAT32 = ("e_score_correction_bias", "expert_bias")
+PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -55,43 +69,100 @@ def shard_map(folder: Path) -> dict[str, str]:
     return mapping
 
 
-class SafetensorsFolder(Mapping[str, Tensor]):
-    """The tensors of a folder by name, read from disk when asked for. CheckpointError where a file is damaged."""
+def dtype_named(name: str) -> str:
+    """``bfloat16`` for ``bf16`` and the like; CheckpointError for a type that weights are not written in."""
+    full = SHORT.get(name, name)
+    if full not in DTYPES:
+        raise CheckpointError(f"dtype: {name!r} is not one of {', '.join([*DTYPES, *SHORT])}")
+    return full
 
-    def __init__(self, folder: Path) -> None:
+
+def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """``tensor`` in ``dtype``; CheckpointError where a finite value does not fit (float16 ends at 65,504)."""
+    if name.endswith(ALWAYS_FLOAT32) or not tensor.is_floating_point():
+        return tensor
+    made = tensor.to(dtype)
+    if dtype == torch.float16 and made is not tensor and not made.isfinite().all():
+        beyond = int((made.isinf() & tensor.isfinite()).sum())
+        if beyond:
+            raise CheckpointError(
+                f"{name}: {beyond} values are beyond the range of float16 (65,504) and would become infinite; use bfloat16"
+            )
+    return made
+
+
+class OneFile:
+    """A safetensors file whose tensors are copied out one at a time; opened again from time to time (REOPEN_BYTES)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: Any = None
+        self._given = 0
+        try:
+            with safe_open(path, framework="pt") as handle:  # compares the file's size with what its header says
+                self.header = {name: _meta(handle.get_slice(name)) for name in handle.keys()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(damaged(path, error)) from None
+
+    def tensor(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        try:
+            if self._handle is None or self._given > REOPEN_BYTES:
+                self._handle, self._given = safe_open(self.path, framework="pt"), 0
+            seen = self._handle.get_tensor(name)
+            self._given += seen.nbytes
+            made = seen if dtype is None else cast(seen, dtype, name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(damaged(self.path, error, name)) from None
+        # A copy: what safetensors hands out may be a view of the file, which a later save replaces.
+        return made.clone() if made.data_ptr() == seen.data_ptr() else made
+
+
+def _meta(part: Any) -> Tensor:
+    """Shape and type of a tensor of a file, without its values; a type that torch lacks counts as bytes."""
+    return torch.empty(part.get_shape(), dtype=HEADER_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+
+
+class SafetensorsFolder(Mapping[str, Tensor]):
+    """The tensors of a folder by name, read from disk when asked for; ``dtype``: cast as they are read.
+
+    ``header()`` has the same names with tensors on torch's meta device: shapes and types, no values. CheckpointError
+    where a file is damaged or missing.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         files = weight_files(folder)
         if files["missing"]:
             names = ", ".join(f.name for f in files["missing"])
             raise CheckpointError(f"{folder}: {INDEX} names files that are not there: {names}; copy the folder again")
         if not files["present"]:
             raise CheckpointError(no_weights(folder))
-        self._handles: dict[str, Any] = {}
+        self._dtype = dtype
+        self._files: dict[str, OneFile] = {}
         for path in files["present"]:
-            try:
-                handle = safe_open(path, framework="pt")
-                for name in handle.keys():
-                    self._handles[name] = handle
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(damaged(path, error)) from None
+            file = OneFile(path)
+            twice = sorted(set(file.header) & set(self._files))
+            if twice:
+                other = self._files[twice[0]].path.name
+                raise CheckpointError(
+                    f"{path}: {twice[0]} is in {other}, too; shards of different models lie in one folder: copy it again"
+                )
+            self._files |= dict.fromkeys(file.header, file)
         if (folder / INDEX).is_file():
-            absent = sorted(set(shard_map(folder)) - set(self._handles))
+            absent = sorted(set(shard_map(folder)) - set(self._files))
             if absent:
                 raise CheckpointError(f"{folder}: {INDEX} names tensors that no file holds: {', '.join(absent[:8])}")
-        self._folder = folder
+
+    def header(self) -> Mapping[str, Tensor]:
+        return {name: file.header[name] for name, file in self._files.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        handle = self._handles[name]
-        try:
-            # A copy: what safetensors hands out may be a view of the file, which a later save replaces.
-            return handle.get_tensor(name).clone()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(damaged(self._folder, error, name)) from None
+        return self._files[name].tensor(name, self._dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handles)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._handles)
+        return len(self._files)
 
 
 def damaged(path: Path, error: Exception, name: str = "") -> str:
@@ -100,23 +171,39 @@ def damaged(path: Path, error: Exception, name: str = "") -> str:
 
 
 def no_weights(folder: Path) -> str:
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    shards = sorted(folder.glob("model-*.safetensors"))
+    if shards:
+        return f"{folder}: {shards[0].name} is part of a model, and {INDEX} is not there; copy the whole folder again"
+    pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
+    pickles = [file for file in pickles if file.stem not in ("training_args", "optimizer", "scheduler")]
     if pickles:
-        return (
-            f"{pickles[0]}: a pickle file can run any code when it is opened, so it is not read. Convert it once: "
-            "transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)"
-        )
+        return refused_pickle(pickles[0])
     return f"{folder}: no weights; looked for {SINGLE} and {INDEX}"
+
+
+def refused_pickle(file: Path) -> str:
+    """The sentence for weights that would have to be unpickled, with a command that converts them and runs no code of theirs:
+    torch's own reader, told to admit tensors and nothing else."""
+    of_several = re.fullmatch(r"(.+)-\d+-of-\d+(\.\w+)", file.name)
+    files = file.with_name(f"{of_several[1]}-*{of_several[2]}" if of_several else file.name)
+    command = (
+        'python -c "import glob, torch, safetensors.torch as s; '
+        f"s.save_file({{k: v.clone().contiguous() for f in glob.glob('{files}') "
+        "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+        f"'{file.with_name(SINGLE)}', {{'format': 'pt'}})\""
+    )
+    return (
+        f"{file}: a pickle file can run any code when it is opened, so it is not read; convert it once (this admits "
+        f"tensors alone, and leaves config.json to lie beside them): {command}"
+    )
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor], dtype: str, shard_bytes: int = SHARD_BYTES) -> list[str]:
     """Write ``state`` as ``dtype``, in several files where it exceeds ``shard_bytes``; returns the files' names."""
-    if dtype not in DTYPES:
-        raise CheckpointError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-    target = DTYPES[dtype]
+    target = DTYPES[dtype_named(dtype)]
     shards: list[list[str]] = [[]]
     size = total = 0
-    for name, tensor in state.items():
+    for name, tensor in header_of(state).items():
         n_bytes = tensor.numel() * target.itemsize
         if shards[-1] and size + n_bytes > shard_bytes:
             shards.append([])
@@ -130,7 +217,7 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], dtype: str, shard_b
         else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     )
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: state[name].detach().to("cpu", target).contiguous() for name in names}
+        tensors = {name: cast(state[name].detach().cpu(), target, name).contiguous() for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) == 1:
         return files

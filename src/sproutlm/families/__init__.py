@@ -6,6 +6,7 @@ A new one is a file with its two tables (tensor names, config fields) and its li
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from ..errors import SproutError
 from .adapter import Family, check_state, expected_shapes
@@ -22,12 +23,15 @@ FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA, QWEN2, MISTRAL, GPT2, GEMMA, GEMMA
 __all__ = ["FAMILIES", "Family", "check_state", "expected_shapes", "for_architecture", "for_family"]
 
 
-def for_architecture(name: str) -> Family:
-    """The family of a Hugging Face architecture, such as ``Qwen3ForCausalLM``; SproutError where it is not known."""
+def for_architecture(name: str, more: Sequence[str] = ()) -> Family:
+    """The family of a Hugging Face architecture, such as ``Qwen3ForCausalLM``; SproutError where it is not known.
+
+    ``more``: names that are known besides, for the sentence.
+    """
     for family in FAMILIES:
         if family.architecture == name:
             return family
-    raise SproutError(_unknown("architectures", name, [family.architecture for family in FAMILIES]))
+    raise SproutError(_unknown("architectures", name, [*(family.architecture for family in FAMILIES), *more]))
 
 
 def for_family(name: str) -> Family:

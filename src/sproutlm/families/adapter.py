@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from ..config.model import ModelConfig
 from ..errors import SproutError
 from ..model import Transformer
 from .layout import Layout
+from .lazy import Lazy, State, header_of, reader
 from .parts import rope_from_hf, rope_to_hf
 
 REQUIRED: Final = "required"
@@ -127,30 +127,54 @@ class Family:
             raise SproutError(f"{name} has no place in a {self.model_type} file")
         return self.tensors[pattern].replace("{}", number)
 
-    def state_from_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by Hugging Face's names -> the same by ours. A tied head stored twice is accepted if equal."""
-        shapes = expected_shapes(config)
-        if self.layout is not None:
-            state = self.layout.plain(config, state)
-        theirs = {self.their_name(name): name for name in shapes}
-        # Old Llama files also hold the rotary frequencies, which follow from the config.
-        given = {name for name in state if not name.endswith(".rotary_emb.inv_freq")}
-        if config.tie_embeddings and "lm_head.weight" in given:
-            if not torch.equal(state["lm_head.weight"], state[self.their_name("embed_tokens.weight")]):
-                raise SproutError(
-                    "lm_head.weight differs from the embedding, but config.json says tie_word_embeddings=true; "
-                    "set it to false if the model has a head of its own"
-                )
-            given.discard("lm_head.weight")
-        named = {name: state[name] for name in sorted(given)}
-        check_tensors({name: shapes[ours] for name, ours in theirs.items()}, named)
-        return {ours: named[name] for name, ours in theirs.items()}
+    def state_from_hf(self, config: ModelConfig, state: State) -> State:
+        """Tensors by Hugging Face's names -> the same by ours, each read when it is asked for.
 
-    def state_to_hf(self, config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        Names, shapes and types are checked now, from the file's header. A tied head that is stored, too, is accepted if
+        equal, or if the embedding is stored as the head alone.
+        """
+        shapes = expected_shapes(config)
+        plain = state if self.layout is None else self.layout.plain(config, state)
+        header = header_of(state)
+        given = dict(header if self.layout is None else self.layout.plain(config, header))
+        # Old Llama files also hold the rotary frequencies, which follow from the config.
+        given = {name: it for name, it in given.items() if not name.endswith(".rotary_emb.inv_freq")}
+        theirs = {self.their_name(name): name for name in shapes}
+        source = {name: name for name in theirs}
+        head, embedding = "lm_head.weight", self.their_name("embed_tokens.weight")
+        twice = config.tie_embeddings and head in given
+        if twice:
+            given.setdefault(embedding, given.pop(head))
+            if embedding not in plain:
+                source[embedding] = head
+        check_tensors({name: shapes[ours] for name, ours in theirs.items()}, given)
+        if twice and embedding in plain and not torch.equal(plain[head], plain[embedding]):
+            raise SproutError(
+                "lm_head.weight differs from the embedding, but config.json says tie_word_embeddings=true; "
+                "set it to false if the model has a head of its own"
+            )
+        return Lazy(
+            {ours: reader(plain, source[name]) for name, ours in theirs.items()},
+            {ours: given[name] for name, ours in theirs.items()},
+        )
+
+    def state_to_hf(self, config: ModelConfig, state: State) -> State:
         """Tensors by our names -> the same tensors by Hugging Face's; a tied head is not stored twice."""
-        check_state(config, state)
-        named = {self.their_name(name): state[name] for name in expected_shapes(config)}
-        return dict(self.layout.stored(config, named)) if self.layout is not None else named
+        header = header_of(state)
+        check_state(config, header)
+        names = {self.their_name(name): name for name in expected_shapes(config)}
+        named = Lazy({theirs: reader(state, ours) for theirs, ours in names.items()})
+        if self.layout is None:
+            return Lazy(
+                {theirs: reader(state, ours) for theirs, ours in names.items()},
+                {theirs: header[ours] for theirs, ours in names.items()},
+            )
+        shapes = {theirs: torch.empty_like(header[ours], device="meta") for theirs, ours in names.items()}
+        stored = self.layout.stored(config, named)
+        return Lazy(
+            {name: reader(stored, name) for name in stored},
+            dict(self.layout.stored(config, shapes)),
+        )
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -160,12 +184,12 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def check_state(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+def check_state(config: ModelConfig, state: State) -> None:
     """SproutError unless ``state`` holds exactly the parameters of a ``Transformer`` of this config, by our names."""
-    check_tensors(expected_shapes(config), state)
+    check_tensors(expected_shapes(config), header_of(state))
 
 
-def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
+def check_tensors(expected: Mapping[str, tuple[int, ...]], state: State) -> None:
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in state]
     extra = [f"{name} {list(tensor.shape)}" for name, tensor in state.items() if name not in expected]
     misshapen, unusable = [], []

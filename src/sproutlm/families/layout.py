@@ -7,36 +7,23 @@ for; the other way round it gives back the tensors of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config.model import ModelConfig
-
-State = Mapping[str, Tensor]
-
-
-class Lazy(Mapping[str, Tensor]):
-    """Tensors by name, each made when it is read."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._makers = makers
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
+from ..errors import SproutError
+from .lazy import Lazy, State, reader as _as_is
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``plain(config, state)``: a file's tensors by plain names; ``stored(config, state)``: the way back."""
+    """``plain(config, state)``: a file's tensors by plain names; ``stored(config, state)``: the way back.
+
+    Both are applied to headers as well (tensors without values), so they choose by names and shapes alone.
+    """
 
     plain: Callable[[ModelConfig, State], State]
     stored: Callable[[ModelConfig, State], State]
@@ -56,7 +43,9 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
             continue  # the causal mask as a buffer, in old files
         full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         fused = _FUSED.match(full)
-        if fused:
+        if full != name and full in state:
+            makers[name] = _as_is(state, name)  # stored under both names: the check of names reports this one
+        elif fused:
             for number, part in enumerate("qkv"):
                 makers[f"{fused[1]}.{part}_proj.{fused[2]}"] = _third(state, name, number)
         elif _CONV1D.search(full):
@@ -67,7 +56,13 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
 
 
 def _third(state: State, name: str, number: int) -> Callable[[], Tensor]:
-    return lambda: _turned(state[name].chunk(3, dim=-1)[number])
+    def make() -> Tensor:
+        whole = state[name]
+        if whole.ndim == 0 or whole.shape[-1] % 3:
+            raise SproutError(f"{name} is {list(whole.shape)}; expected q, k and v side by side in its last dimension")
+        return _turned(whole.chunk(3, dim=-1)[number])
+
+    return make
 
 
 def _transposed(state: State, name: str) -> Callable[[], Tensor]:
@@ -77,10 +72,6 @@ def _transposed(state: State, name: str) -> Callable[[], Tensor]:
 def _turned(tensor: Tensor) -> Tensor:
     """A matrix transposed; a bias as it is."""
     return (tensor.T if tensor.ndim == 2 else tensor).contiguous()
-
-
-def _as_is(state: State, name: str) -> Callable[[], Tensor]:
-    return lambda: state[name]
 
 
 def _gpt2_stored(config: ModelConfig, state: State) -> State:
@@ -128,12 +119,19 @@ def _experts_plain(config: ModelConfig, state: State) -> State:
 def _stack(state: State, names: list[str]) -> Callable[[], Tensor]:
     def make() -> Tensor:
         first = state[names[0]]
-        out = torch.empty((len(names), *first.shape), dtype=first.dtype)
+        out = torch.empty((len(names), *first.shape), dtype=first.dtype, device=first.device)
         for i, name in enumerate(names):
-            out[i] = state[name]
+            one = state[name]
+            if one.shape != first.shape or one.dtype != first.dtype:
+                raise SproutError(f"{name} is {_described(one)}, but {names[0]} is {_described(first)}")
+            out[i] = one
         return out
 
     return make
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _experts_stored(config: ModelConfig, state: State) -> State:
@@ -154,3 +152,40 @@ def _slice(state: State, name: str, index: int) -> Callable[[], Tensor]:
 
 
 EXPERTS_LAYOUT = Layout(_experts_plain, _experts_stored)
+
+
+# --- shared experts one by one --------------------------------------------------------------------------------------------
+
+_SHARED = re.compile(r"(.*\.shared_experts)\.(\d+)\.(\w+)\.weight$")
+
+
+def _shared_plain(config: ModelConfig, state: State) -> State:
+    """Experts stacked; several shared experts become one that is as wide as all of them, which computes their sum."""
+    names: dict[str, dict[int, str]] = {}
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for name in state:
+        found = _SHARED.match(name)
+        if found:
+            names.setdefault(f"{found[1]}.{found[3]}.weight", {})[int(found[2])] = name
+        else:
+            makers[name] = _as_is(state, name)
+    for target, parts in names.items():
+        if sorted(parts) == list(range(len(parts))):
+            makers[target] = _beside(state, [parts[i] for i in range(len(parts))], 1 if "down_proj" in target else 0)
+        else:
+            makers |= {name: _as_is(state, name) for name in parts.values()}
+    return _experts_plain(config, Lazy(makers))
+
+
+def _beside(state: State, names: list[str], dim: int) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        parts = [state[name] for name in names]
+        for name, part in zip(names, parts, strict=True):
+            if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+                raise SproutError(f"{name} is {_described(part)}, but {names[0]} is {_described(parts[0])}")
+        return torch.cat(parts, dim)
+
+    return make
+
+
+SHARED_LAYOUT = Layout(_shared_plain, _experts_stored)

@@ -33,7 +33,7 @@ MIXTRAL_EXPERTS = {
 }
 
 
-def _need(config: Mapping[str, Any], *names: str) -> int:
+def whole_above_0(config: Mapping[str, Any], *names: str) -> int:
     """A number above 0 under the first of these names that is there."""
     name = next((name for name in names if config.get(name) is not None), names[0])
     value = config.get(name)
@@ -51,9 +51,9 @@ def _dense_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _read_qwen(config: Mapping[str, Any]) -> dict[str, Any]:
     experts = {
-        "n_experts": _need(config, "num_experts", "num_local_experts"),
-        "top_k": _need(config, "num_experts_per_tok"),
-        "expert_dim": _need(config, "moe_intermediate_size"),
+        "n_experts": whole_above_0(config, "num_experts", "num_local_experts"),
+        "top_k": whole_above_0(config, "num_experts_per_tok"),
+        "expert_dim": whole_above_0(config, "moe_intermediate_size"),
         "normalize": bool(config.get("norm_topk_prob", False)),
         "dense_layers": _dense_layers(config),
         "aux_weight": config.get("router_aux_loss_coef", 0.001),
@@ -65,15 +65,15 @@ def _read_qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("qkv_bias", True) is not True:
         raise SproutError("config.json: qkv_bias is false; a Qwen2-MoE model is supported with biases on q, k and v")
     parts = _read_qwen(config)
-    parts["moe"] |= {"shared_dim": _need(config, "shared_expert_intermediate_size"), "shared_gate": True}
+    parts["moe"] |= {"shared_dim": whole_above_0(config, "shared_expert_intermediate_size"), "shared_gate": True}
     return parts
 
 
 def _read_mixtral(config: Mapping[str, Any]) -> dict[str, Any]:
     experts = {
-        "n_experts": _need(config, "num_local_experts", "num_experts"),
-        "top_k": _need(config, "num_experts_per_tok"),
-        "expert_dim": _need(config, "intermediate_size"),
+        "n_experts": whole_above_0(config, "num_local_experts", "num_experts"),
+        "top_k": whole_above_0(config, "num_experts_per_tok"),
+        "expert_dim": whole_above_0(config, "intermediate_size"),
         "normalize": True,
         "aux_weight": config.get("router_aux_loss_coef", 0.001),
     }
