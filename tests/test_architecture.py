@@ -26,10 +26,11 @@ ALLOWED = {
     "hub": {"config"},
     "objectives": {"config", "model", "families", "data", "train"},
     "train": {"config", "model", "families", "data", "objectives"},
+    "plan": {"config", "model", "train"},
     "infer": {"config", "model", "families", "tokenizer", "data", "export"},
     "eval": {"config", "model", "families", "tokenizer", "data", "infer", "export", "train", "objectives"},
     "export": {"config", "model", "families", "tokenizer", "data", "train"},
-    "cli": {"config", "data", "tokenizer", "infer", "eval", "export", "pipeline", "doctor", "hub"},
+    "cli": {"config", "data", "tokenizer", "infer", "eval", "export", "pipeline", "plan", "doctor", "hub"},
 }
 # (file, module): a step against the direction, with its reason.
 EXCEPTIONS = {

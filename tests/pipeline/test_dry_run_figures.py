@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sproutlm.config.load import load_recipe, shipped_recipes
 from sproutlm.config.model import ModelConfig
 from sproutlm.model import Transformer
-from sproutlm.pipeline.dry_run import dry_run, memory_by_part
+from sproutlm.pipeline.dry_run import dry_run, setting_of
+from sproutlm.plan import training_memory
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -83,11 +83,12 @@ def test_memory_by_part_follows_the_shape(project: Path) -> None:
     config = recipe.model.model_copy(update={"vocab_size": 300})
     model = Transformer(config)
     n = sum(p.numel() for p in model.parameters())
-    matrices = sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim == 2)
-    full, low = (memory_by_part(config, recipe, dtype) for dtype in (torch.float32, torch.bfloat16))
+    blocks = [p for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim == 2]
+    matrices, lines = sum(p.numel() for p in blocks), sum(max(p.shape) for p in blocks)
+    full, low = (training_memory(config, setting_of(recipe, compute)) for compute in ("float32", "bf16"))
     assert (full["parameters"], full["gradients"]) == (4 * n, 4 * n)
     assert (low["parameters"], low["gradients"]) == (6 * n, 6 * n)
-    assert full["optimizer"] == 4 * matrices + 8 * (n - matrices)
+    assert full["optimizer"] == 4 * (matrices + lines) + 8 * (n - matrices)
     assert low["activations"] < full["activations"] and full["logits"] > 0
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import glob
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..config.model import ModelConfig
-from ..config.schema import Pipeline, Recipe, SourceConfig, SynthStage, TokenizerStage, TrainStage
+from ..config.schema import Pipeline, Recipe, SourceConfig, Stage, SynthStage, TokenizerStage, TrainStage
 from ..data.loader import Batch
 from ..errors import DataError
 from ..model import Transformer
 from ..objectives.next_token import next_token
+from ..plan import Setting, count, training_memory
+from ..plan.memory import Compute
 from ..train.metrics import format_seconds
-from ..train.optim import is_block_matrix
 from ..train.precision import MasterWeights, choose_compute
 from .run import resolve_stages
 from .train import COMPUTE_TYPES, choose_device, micro_rows, objective_of, total_steps
@@ -24,6 +27,7 @@ from .train import COMPUTE_TYPES, choose_device, micro_rows, objective_of, total
 if TYPE_CHECKING:
     from ..config.load import Loaded
 
+COMPUTE_NAMES: dict[torch.dtype, Compute] = {torch.bfloat16: "bf16", torch.float32: "float32"}
 # Bytes of text per token where nothing is tokenised yet: about 3.4 for the embedded world and for English at 6,400 ids,
 # 3.3 for Chinese poems. An estimate, and called one.
 BYTES_PER_TOKEN = 3.4
@@ -57,29 +61,30 @@ def _text_bytes(path: Path) -> float:
     return path.stat().st_size * (3.0 if path.suffix in (".gz", ".zst", ".parquet") else 1.0)
 
 
-def memory_by_part(config: ModelConfig, recipe: Recipe, compute: torch.dtype) -> dict[str, int]:
-    """Bytes by part. Activations are an estimate: what each block keeps for its backward pass."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    named = dict(model.named_parameters())
-    n = sum(p.numel() for p in named.values())
-    matrices = (
-        sum(p.numel() for k, p in named.items() if is_block_matrix(k, p)) if recipe.optimizer.name == "muon" else 0
-    )
-    size = torch.finfo(compute).bits // 8
-    tokens = micro_rows(recipe) * recipe.data.seq_len
-    heads = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    # Per token and block: inputs of norms and projections, rotated q and k, v, attention output, gate, up, their product.
-    per_block = 6 * config.dim + 4 * heads + 2 * config.n_heads * config.head_dim + 4 * config.ffn_dim
-    separate = compute != torch.float32
-    return {
-        "parameters": n * 4 + (n * size if separate else 0),
-        "gradients": n * 4 + (n * size if separate else 0),
-        "optimizer": matrices * 4 + (n - matrices) * 8,
-        "activations": tokens * size * (per_block * config.n_layers + 4 * config.dim),
-        "logits": min(tokens, 1024) * config.vocab_size * (4 + 2 * size) + 4 * config.vocab_size * config.dim,
-        "program": 350 * 2**20,
-    }
+def setting_of(recipe: Recipe, compute: Compute) -> Setting:
+    """What of the recipe decides the memory of a step."""
+    rows = micro_rows(recipe)
+    return Setting(rows, recipe.data.seq_len, compute, recipe.optimizer.name, recipe.data.document_mask)
+
+
+def config_of(recipe: Recipe, inherited: ModelConfig | None = None) -> ModelConfig:
+    """The shape that a recipe trains, its vocabulary known. ``inherited``: of a model that an earlier stage will make."""
+    config = recipe.model or inherited
+    if config is None and recipe.init_from not in (None, "random"):
+        from ..export.load import load_state
+
+        config = load_state(Path(str(recipe.init_from)))[0]
+    assert config is not None
+    return config.model_copy(update={"vocab_size": config.vocab_size or _vocabulary(recipe)})
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    """Size of the recipe's tokenizer: of the one at ``path`` where that is there, else of the one to be trained."""
+    if recipe.tokenizer.path is None or not Path(recipe.tokenizer.path).exists():
+        return recipe.tokenizer.vocab_size
+    from ..tokenizer import Tokenizer
+
+    return Tokenizer.load(Path(recipe.tokenizer.path)).vocab_size
 
 
 def step_seconds(config: ModelConfig, recipe: Recipe, compute: torch.dtype, device: torch.device) -> float:
@@ -104,37 +109,26 @@ def step_seconds(config: ModelConfig, recipe: Recipe, compute: torch.dtype, devi
     return best * (recipe.train.batch_tokens / (rows * seq)) * 1.12
 
 
-def dry_run_recipe(
-    recipe: Recipe, run: Path, outputs_of: set[str], inherited: ModelConfig | None = None
-) -> dict[str, Any]:
-    """The figures of one training run. ``inherited``: shape of a model that an earlier stage will have made."""
+def dry_run_recipe(recipe: Recipe, run: Path, config: ModelConfig, outputs_of: set[str]) -> dict[str, Any]:
+    """The figures of one training run."""
     objective_of(recipe)  # a person's own is there, or a sentence says what is wrong
-    config = recipe.model or inherited
-    if config is None and recipe.init_from not in (None, "random"):
-        from ..export.load import load_state
-
-        config = load_state(Path(str(recipe.init_from)))[0]
-    assert config is not None
-    config = config.model_copy(update={"vocab_size": config.vocab_size or recipe.tokenizer.vocab_size})
     device = choose_device(recipe.train.device)
     compute = COMPUTE_TYPES.get(recipe.train.compute) or choose_compute(device)[0]
     tokens = source_tokens(recipe.data.train, outputs_of)
     rows_per_epoch = None if tokens is None else -(-tokens // recipe.data.seq_len)
     needs_data = recipe.train.epochs is not None
     steps = None if needs_data and rows_per_epoch is None else total_steps(recipe, rows_per_epoch or 1)
-    memory = memory_by_part(config, recipe, compute)
+    memory = training_memory(config, setting_of(recipe, COMPUTE_NAMES[compute]))
     per_step = step_seconds(config, recipe, compute, device) if sum(memory.values()) < 8e9 else None
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(config).parameters())
     return {
         "name": recipe.name,
         "run": str(run),
-        "parameters": parameters,
+        "parameters": count(config).total,
         "tokens_per_step": recipe.train.batch_tokens,
         "steps": steps,
         "steps_are_estimated": needs_data,
         "data_tokens_estimated": tokens,
-        "compute": "bf16" if compute == torch.bfloat16 else "float32",
+        "compute": COMPUTE_NAMES[compute],
         "device": str(device),
         "memory_bytes": sum(memory.values()),
         "memory_by_part": memory,
@@ -143,31 +137,55 @@ def dry_run_recipe(
     }
 
 
-def dry_run(loaded: Loaded) -> dict[str, Any]:
-    """Figures of a recipe, or of every training stage of a pipeline."""
+@dataclass(frozen=True)
+class Training:
+    """One training run of a recipe or of a stage, as it will be; ``config`` with its vocabulary."""
+
+    recipe: Recipe
+    run: Path
+    config: ModelConfig
+
+
+def trainings(loaded: Loaded) -> Iterator[Training | Stage]:
+    """The runs of a recipe in order; stages that train nothing come as they are."""
     if isinstance(loaded.recipe, Recipe):
-        return {"stages": [dry_run_recipe(loaded.recipe, loaded.run_dir, set())]}
+        yield Training(loaded.recipe, loaded.run_dir, config_of(loaded.recipe))
+        return
     pipeline, run = loaded.recipe, loaded.run_dir
     assert isinstance(pipeline, Pipeline)
-    outputs = {str(run / s.name) for s in pipeline.stages if isinstance(s, SynthStage)}
     shapes: dict[str, ModelConfig] = {}
     vocab_sizes: dict[Path, int] = {}  # of the tokenizers that stages will have made, by folder
-    stages: list[dict[str, Any]] = []
     for stage in pipeline.stages:
         if isinstance(stage, TokenizerStage):
             vocab_sizes[run / stage.name] = stage.tokenizer.vocab_size
         if not isinstance(stage, TrainStage):
-            stages.append({"name": stage.name, "do": stage.do})
+            yield stage
             continue
         fields = resolve_stages(stage.recipe, run, set())
         recipe = Recipe.model_validate({"name": stage.name, "seed": pipeline.seed, **fields})
-        vocab_size = vocab_sizes.get(Path(recipe.tokenizer.path or ""), recipe.tokenizer.vocab_size)
-        tokenizer = recipe.tokenizer.model_copy(update={"vocab_size": vocab_size})
-        recipe = recipe.model_copy(update={"tokenizer": tokenizer})
-        figures = dry_run_recipe(recipe, run / stage.name, outputs, shapes.get(str(recipe.init_from)))
-        shapes[str(run / stage.name)] = ModelConfig.model_validate(figures["model"])
-        vocab_sizes[run / stage.name] = vocab_size
-        stages.append(figures)
+        made = vocab_sizes.get(Path(recipe.tokenizer.path or ""))
+        if made is not None:  # whatever lies in that folder now
+            tokenizer = recipe.tokenizer.model_copy(update={"vocab_size": made, "path": None})
+            recipe = recipe.model_copy(update={"tokenizer": tokenizer})
+        config = config_of(recipe, shapes.get(str(recipe.init_from)))
+        shapes[str(run / stage.name)] = config
+        vocab_sizes[run / stage.name] = config.vocab_size if made is None else made
+        yield Training(recipe, run / stage.name, config)
+
+
+def dry_run(loaded: Loaded) -> dict[str, Any]:
+    """Figures of a recipe, or of every training stage of a pipeline."""
+    outputs: set[str] = set()
+    if isinstance(loaded.recipe, Pipeline):
+        outputs = {str(loaded.run_dir / s.name) for s in loaded.recipe.stages if isinstance(s, SynthStage)}
+    stages = [
+        dry_run_recipe(part.recipe, part.run, part.config, outputs)
+        if isinstance(part, Training)
+        else {"name": part.name, "do": part.do}
+        for part in trainings(loaded)
+    ]
+    if isinstance(loaded.recipe, Recipe):
+        return {"stages": stages}
     return {"stages": stages, "seconds_estimated": round(sum(s.get("seconds_estimated") or 0 for s in stages), 1)}
 
 

@@ -34,7 +34,9 @@ def matrix_entries(config: ModelConfig) -> float:
     """Entries of all matrices that one token is multiplied with."""
     total = 0.0
     for name, parameter in parameters(config):
-        looked_up = name.startswith("embed_positions") or (name.startswith("embed_tokens") and not config.tie_embeddings)
+        looked_up = name.startswith("embed_positions") or (
+            name.startswith("embed_tokens") and not config.tie_embeddings
+        )
         if parameter.ndim >= 2 and not looked_up:
             total += parameter.numel() * used_share(config, name)
     return total
