@@ -150,7 +150,9 @@ def test_a_template_whose_end_token_is_not_trained_is_named(tmp_path: Path, run:
     assert finding(examine_recipe(sound)[0], "end of turn is trained").status == "ok"
 
 
-def test_a_template_that_the_tokenizer_to_be_trained_cannot_write_is_named(tmp_path: Path, finding: Any) -> None:
+def test_a_template_that_the_tokenizer_cannot_write_is_named(
+    tmp_path: Path, tokenizer_folder: Path, finding: Any
+) -> None:
     """pitfall 6: Llama's control tokens are spelled out by a tokenizer that lacks them; new_tokens gives them."""
     changes = {"stage": "sft", "init_from": "random", "data__train": "chats.jsonl", "template__use": "llama3"}
     found = finding(examine_recipe(write(tmp_path, **changes))[0], "template: the tokenizer has its control tokens")
@@ -159,6 +161,8 @@ def test_a_template_that_the_tokenizer_to_be_trained_cannot_write_is_named(tmp_p
     found_all = examine_recipe(write(tmp_path, **changes, tokenizer__new_tokens=names))[0]
     assert finding(found_all, "end of turn is trained").status == "ok"
     assert finding(found_all, "new tokens").status == "ok"
+    given = write(tmp_path, **changes, tokenizer__new_tokens=names, tokenizer__path=str(tokenizer_folder))
+    assert finding(examine_recipe(given)[0], "end of turn is trained").status == "ok"
 
 
 def test_a_tokenizer_without_a_template_cannot_write_conversations(
