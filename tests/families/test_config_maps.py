@@ -154,7 +154,7 @@ def test_every_tensor_has_one_place_and_comes_back_unchanged(family: str) -> Non
     """Twelve layers: 1, 10 and 11 must not be confused. Every tensor is different, and no value changes."""
     open_parts: dict[str, Any] = {part: True for part in ("attention_bias", "mlp_bias") if part in SHAPES[family].open}
     if "moe" in SHAPES[family].open:
-        shared = {"shared_dim": 8, "shared_gate": True} if family == "qwen2_moe" else {}
+        shared = {"shared_dim": 16} if family in ("qwen2_moe", "dots1") else {}
         open_parts["moe"] = {"n_experts": 11, "expert_dim": 16, **shared}
     config = ModelConfig(family=family, vocab_size=12, dim=8, n_layers=12, n_heads=2, ffn_dim=16, **open_parts)
     hf = state_of(config)

@@ -54,10 +54,20 @@ SHAPES: dict[str, Shape] = {
         _open("embedding_scale", "attention_bias", "attention_scale", "attention_softcap", "logit_softcap", *_WINDOW),
         {"attention_softcap": 50.0, "logit_softcap": 30.0, "sliding_window": 4096, "window_pattern": "SF"},
     ),
-    "qwen3_moe": Shape({"qk_norm": True}, _open("moe", "attention_bias", "rope_scaling", *_WINDOW)),
+    "qwen3_moe": Shape({"qk_norm": True}, _open("moe", "attention_bias", "rope_scaling", "sliding_window")),
     "mixtral": Shape({}, _open("moe", "rope_scaling", "sliding_window")),
     "qwen2_moe": Shape({"qkv_bias": True}, _open("moe", "rope_scaling", *_WINDOW)),
+    "dots1": Shape({"qk_norm": True}, _open("moe", "attention_bias", "rope_scaling", *_WINDOW)),
     "research": Shape({}, frozenset(PARTS), {"qk_norm": True}),
+}
+
+# What the experts of a family always have: a value, or a tuple of those it may have.
+_SOFTMAX: dict[str, Any] = {"score": "softmax", "scale": 1.0, "balance": ("aux", "none")}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {**_SOFTMAX, "shared_dim": 0},
+    "qwen2_moe": {**_SOFTMAX, "shared_gate": True},
+    "mixtral": {**_SOFTMAX, "shared_dim": 0, "normalize": True, "dense_layers": ()},
+    "dots1": {"score": "sigmoid", "balance": "bias", "shared_gate": False},
 }
 
 
@@ -83,4 +93,42 @@ def misfits(family: str, config: Any) -> list[tuple[str, str]]:
             found.append(
                 (name, f"a {family} checkpoint always has {name}={wanted!r}; remove it, or set family: {others[0]}")
             )
+    return found + (misfit_experts(family, config.moe) if config.moe is not None else [])
+
+
+def experts_of(family: str) -> dict[str, Any]:
+    """The fields of ``moe`` that follow from the family."""
+    return {name: value for name, value in EXPERTS.get(family, {}).items() if not isinstance(value, tuple)}
+
+
+def misfit_experts(family: str, moe: Any) -> list[tuple[str, str]]:
+    """(field, sentence) of all that a checkpoint of this family could not hold of these experts."""
+    found = []
+    for name, wanted in EXPERTS.get(family, {}).items():
+        given = getattr(moe, name)
+        if given != wanted and not (isinstance(wanted, tuple) and given in wanted):
+            others = [
+                other
+                for other, it in EXPERTS.items()
+                if name not in it or given == it[name] or given in _several(it[name])
+            ]
+            cure = f"or set family: {(others or ['research'])[0]}"
+            has = " or ".join(map(repr, wanted)) if isinstance(wanted, tuple) and wanted else repr(wanted)
+            found.append(
+                (f"moe.{name}", f"a {family} checkpoint cannot hold {given!r}; it always has {has}; change it, {cure}")
+            )
+    if family == "dots1":
+        if moe.shared_dim == 0 or moe.shared_dim % moe.expert_dim:
+            sentence = (
+                f"a dots1 checkpoint has shared experts of the routed ones' width; shared_dim={moe.shared_dim} is to be a "
+                f"multiple of expert_dim={moe.expert_dim} above 0"
+            )
+            found.append(("moe.shared_dim", sentence))
+        if moe.dense_layers != tuple(range(len(moe.dense_layers))):
+            sentence = f"the dense layers of a dots1 checkpoint are the first ones; {list(moe.dense_layers)} are not"
+            found.append(("moe.dense_layers", sentence))
     return found
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from . import presets
-from .families import SHAPES, misfits, parts_of
+from .families import EXPERTS, SHAPES, experts_of, misfits, parts_of
 from .strict import Fault, Strict, refuse
 
 Family = Literal[
-    "qwen3", "llama", "gpt2", "qwen2", "mistral", "gemma", "gemma2", "qwen3_moe", "mixtral", "qwen2_moe", "research"
+    "qwen3", "llama", "gpt2", "qwen2", "mistral", "gemma", "gemma2", "qwen3_moe", "mixtral", "qwen2_moe", "dots1",
+    "research",
 ]  # fmt: skip
 
 
@@ -141,6 +142,8 @@ class ModelConfig(Strict):
             for name, value in parts_of(family, dim).items():
                 if values.get(name) is None:
                     values[name] = value
+            if isinstance(values.get("moe"), dict):
+                values["moe"] = experts_of(family) | values["moe"]
         if not _whole(values.get("ffn_dim", 0), otherwise=1):
             inner = dim * 8 // 3 if values.get("gated", True) else dim * 4
             values["ffn_dim"] = max(-(-inner // 64) * 64, 0)
@@ -173,7 +176,7 @@ class ModelConfig(Strict):
                     "them in pairs; make head_dim * rope_fraction even",
                 )
             )
-        if self.moe is None and self.family in ("qwen3_moe", "mixtral", "qwen2_moe"):
+        if self.moe is None and self.family in EXPERTS:
             faults.append(
                 Fault(("moe", "family"), f"a {self.family} model has experts; give moe: {{n_experts, expert_dim}}")
             )

@@ -14,11 +14,11 @@ from .gemma import GEMMA, GEMMA2
 from .gpt2 import GPT2
 from .llama import LLAMA
 from .mistral import MISTRAL
-from .moe import MIXTRAL, QWEN2_MOE, QWEN3_MOE
+from .moe import DOTS1, MIXTRAL, QWEN2_MOE, QWEN3_MOE
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 
-FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA, QWEN2, MISTRAL, GPT2, GEMMA, GEMMA2, QWEN3_MOE, MIXTRAL, QWEN2_MOE)
+FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA, QWEN2, MISTRAL, GPT2, GEMMA, GEMMA2, QWEN3_MOE, MIXTRAL, QWEN2_MOE, DOTS1)
 
 __all__ = ["FAMILIES", "Family", "check_state", "expected_shapes", "for_architecture", "for_family"]
 

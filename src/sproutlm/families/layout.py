@@ -108,11 +108,18 @@ def _experts_plain(config: ModelConfig, state: State) -> State:
             stacked.setdefault(f"{found[1]}.{found[3]}.weight", {})[int(found[2])] = name
         else:
             makers[name] = _as_is(state, name)
+    numbers, faults = range(config.moe.n_experts), list[str]()
     for target, parts in stacked.items():
-        if sorted(parts) == list(range(config.moe.n_experts)):
-            makers[target] = _stack(state, [parts[i] for i in range(config.moe.n_experts)])
-        else:  # left under their own names, which the check of names then reports one by one
-            makers |= {name: _as_is(state, name) for name in parts.values()}
+        if sorted(parts) == list(numbers):
+            makers[target] = _stack(state, [parts[i] for i in numbers])
+        else:
+            path, matrix, _ = target.rsplit(".", 2)
+            faults += [f"{path}.{i}.{matrix}.weight is missing" for i in numbers if i not in parts]
+            faults += [f"{name} is one expert too many" for i, name in sorted(parts.items()) if i not in numbers]
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        n = config.moe.n_experts
+        raise SproutError(f"config.json says {n} experts, and the weights differ: {'; '.join(faults[:8])}{more}")
     return Lazy(makers)
 
 

@@ -1,10 +1,11 @@
-"""Families with experts: Qwen3-MoE, Mixtral, Qwen2-MoE. Their attention is that of the dense family."""
+"""Families with experts: Qwen3-MoE, Mixtral, Qwen2-MoE, dots.llm1. Their attention is that of a dense family."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from ..config.families import misfit_experts
 from ..config.model import ModelConfig, MoEConfig
 from ..errors import SproutError
 from .adapter import REQUIRED, Family, Field
@@ -61,6 +62,11 @@ def _read_qwen(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"moe": experts, **windows_from_hf(config, config["num_hidden_layers"])}
 
 
+def _read_qwen3(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of Qwen3-MoE every layer has the window where it is switched on: max_window_layers and layer_types say nothing."""
+    return _read_qwen({**config, "max_window_layers": 0, "layer_types": None})
+
+
 def _read_qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("qkv_bias", True) is not True:
         raise SproutError("config.json: qkv_bias is false; a Qwen2-MoE model is supported with biases on q, k and v")
@@ -80,19 +86,13 @@ def _read_mixtral(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"moe": experts, **windows_from_hf(config, config["num_hidden_layers"], always=True)}
 
 
-def _experts(config: ModelConfig, family: str, **wanted: Any) -> MoEConfig:
-    """The config's experts, once it is clear that a file of this family can hold them."""
-    moe = config.moe
-    if moe is None:
-        raise SproutError(f"a {family} file has experts, and this model has none (moe: null)")
-    for name, value in {"score": "softmax", "scale": 1.0, **wanted}.items():
-        if getattr(moe, name) != value:
-            raise SproutError(f"a {family} file cannot hold moe.{name}={getattr(moe, name)!r}; it always has {value!r}")
-    if moe.balance == "bias":
-        raise SproutError(
-            f"a {family} file has no place for the biases of loss-free balancing (moe.balance: bias); train with aux"
-        )
-    return moe
+def _experts(config: ModelConfig) -> MoEConfig:
+    """The config's experts, once it is clear that a file of its family can hold them."""
+    if config.moe is None:
+        raise SproutError(f"a {config.family} file has experts, and this model has none (moe: null)")
+    for name, sentence in misfit_experts(config.family, config.moe):
+        raise SproutError(f"{name}: {sentence}")
+    return config.moe
 
 
 def _write_qwen(config: ModelConfig, moe: MoEConfig) -> dict[str, Any]:
@@ -110,16 +110,16 @@ def _write_qwen(config: ModelConfig, moe: MoEConfig) -> dict[str, Any]:
 
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    return _write_qwen(config, _experts(config, "qwen3_moe", shared_dim=0))
+    return _write_qwen(config, _experts(config))
 
 
 def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
-    moe = _experts(config, "qwen2_moe", shared_gate=True)
+    moe = _experts(config)
     return {**_write_qwen(config, moe), "shared_expert_intermediate_size": moe.shared_dim, "qkv_bias": True}
 
 
 def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
-    moe = _experts(config, "mixtral", shared_dim=0, normalize=True, dense_layers=())
+    moe = _experts(config)
     return {
         "num_local_experts": moe.n_experts,
         "num_experts_per_tok": moe.top_k,
@@ -137,7 +137,7 @@ QWEN3_MOE = Family(
     tensors=QWEN3.tensors | QWEN_EXPERTS,
     fields=QWEN3.fields,
     fixed={"hidden_act": "silu"},
-    read=_read_qwen,
+    read=_read_qwen3,
     write=_write_qwen3,
     layout=EXPERTS_LAYOUT,
 )
@@ -164,4 +164,57 @@ MIXTRAL = Family(
     write=_write_mixtral,
     layout=EXPERTS_LAYOUT,
     theta=1e6,
+)
+
+# --- dots.llm1: DeepSeek's experts (plain shared ones, sigmoid scores, loss-free balancing) with Qwen3's attention ----------
+
+
+def _read_dots1(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = whole_above_0(config, "moe_intermediate_size")
+    experts = {
+        "n_experts": whole_above_0(config, "n_routed_experts", "num_local_experts"),
+        "top_k": whole_above_0(config, "num_experts_per_tok"),
+        "expert_dim": width,
+        "shared_dim": whole_above_0(config, "n_shared_experts") * width,
+        "normalize": bool(config.get("norm_topk_prob", False)),
+        "scale": config.get("routed_scaling_factor", 1.0),
+        "dense_layers": tuple(range(config.get("first_k_dense_replace") or 0)),
+    }
+    # There is no switch: a window reaches the layers from max_window_layers on.
+    stated = {"sliding_window": 4096, "max_window_layers": 62, **config, "use_sliding_window": True}
+    return {"moe": experts, **windows_from_hf(stated, config["num_hidden_layers"])}
+
+
+def _write_dots1(config: ModelConfig) -> dict[str, Any]:
+    moe, windows = _experts(config), windows_to_hf(config)
+    windows.pop("use_sliding_window")
+    return {
+        "n_routed_experts": moe.n_experts,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": moe.expert_dim,
+        "n_shared_experts": moe.shared_dim // moe.expert_dim,
+        "norm_topk_prob": moe.normalize,
+        "routed_scaling_factor": moe.scale,
+        "first_k_dense_replace": len(moe.dense_layers),
+        "output_router_logits": False,
+        "sliding_window": None,
+        "max_window_layers": config.n_layers,
+        "layer_types": ["full_attention"] * config.n_layers,
+        **windows,
+    }
+
+
+DOTS1 = Family(
+    name="dots1",
+    architecture="Dots1ForCausalLM",
+    model_type="dots1",
+    tensors=QWEN3.tensors
+    | QWEN_EXPERTS
+    | {"layers.{}.mlp.expert_bias": "model.layers.{}.mlp.gate.e_score_correction_bias"}
+    | {f"layers.{{}}.mlp.shared.{m}.weight": f"model.layers.{{}}.mlp.shared_experts.{m}.weight" for m in MATRICES},
+    fields=tuple(Field(f.theirs, f.ours, None) if f.ours == "head_dim" else f for f in QWEN3.fields),
+    fixed={"hidden_act": "silu", "n_group": 1, "topk_group": 1},
+    read=_read_dots1,
+    write=_write_dots1,
+    layout=EXPERTS_LAYOUT,
 )
