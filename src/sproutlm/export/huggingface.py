@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from ..errors import SproutError
 from ..families import for_family
 from ..train.checkpoint import fsync_path
 from .read import TOKENIZER_FILES, check_vocabulary
-from .weights import INDEX, SHARD_BYTES, SINGLE, write_weights
+from .weights import INDEX, SHARD_BYTES, SINGLE, dtype_named, write_weights
 
 if TYPE_CHECKING:
     from ..model import Transformer
     from ..tokenizer.tokenizer import Tokenizer
+
 
 def save(model: Transformer, tokenizer: Tokenizer | None, out: Path | str, *, dtype: str = "float32") -> None:
     """Write ``model`` and ``tokenizer`` as a Hugging Face folder, in one step: ``out`` is the old or the new one.
@@ -69,29 +71,47 @@ def stop_ids(tokenizer: Tokenizer | None) -> list[int]:
     return list(dict.fromkeys(stops))
 
 
-def refuse_research(config: ModelConfig) -> None:
-    """SproutError for a model that no other program has: a research shape, or experts balanced by a bias."""
+def unexportable(config: ModelConfig) -> str | None:
+    """Why no other program could run a model of this shape, as a sentence; None where one can."""
     way = "train a model of an exportable family on its answers (distillation), or set another family before training"
     if config.family == "research":
-        raise SproutError(
-            f"this model has family: research, a shape that no other program knows, so it cannot be exported; {way}"
-        )
-    if config.moe is not None and config.moe.balance == "bias":
-        raise SproutError(
+        return f"this model has family: research, a shape that no other program knows, so it cannot be exported; {way}"
+    if config.moe is not None and config.moe.balance == "bias" and config.family != "dots1":
+        return (
             "this model's experts are balanced by a bias (moe.balance: bias), for which the files of its family have no "
-            f"place, and without it other experts would answer; {way} with moe.balance: aux"
+            f"place, and without it other experts would answer; {way}, with moe.balance: aux"
         )
+    return None
 
 
-def export_run(run: Path | str, out: Path | str, *, dtype: str = "float32") -> dict[str, Any]:
-    """Write the model of a run folder or checkpoint to ``out``; returns what was written (JSON values)."""
+def refuse_research(config: ModelConfig) -> None:
+    """SproutError for what ``unexportable`` names."""
+    fault = unexportable(config)
+    if fault is not None:
+        raise SproutError(fault)
+
+
+def export_run(
+    run: Path | str,
+    out: Path | str,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    check: bool = False,
+) -> dict[str, Any]:
+    """Write the model of a run folder or checkpoint to ``out``; returns what was written (JSON values).
+
+    ``dtype``: None keeps the type of the source. With ``check`` the folder is loaded again, here and in transformers
+    where it is installed, and the largest differences of a logit are in the report.
+    """
     from .load import load_state, locate
 
     out = Path(out)
     source = locate(run)
-    config, state, tokenizer = load_state(run)
-    write_folder(config, state, tokenizer, out, dtype=dtype)
-    return {
+    config, state, tokenizer = load_state(run, None)
+    dtype = dtype_named(dtype) if dtype else main_dtype(state)
+    write_folder(config, state, tokenizer, out, dtype=dtype, shard_bytes=shard_bytes)
+    report: dict[str, Any] = {
         "source": str(source.folder),
         "step": source.step,
         "out": str(out),
@@ -103,6 +123,19 @@ def export_run(run: Path | str, out: Path | str, *, dtype: str = "float32") -> d
         "dtype": dtype,
         "stop_ids": stop_ids(tokenizer),
     }
+    if check:
+        from .compare import check_folder
+
+        report["check"] = check_folder(config, state, tokenizer, out)
+    return report
+
+
+def main_dtype(state: Mapping[str, Tensor]) -> str:
+    """The type that most of the weights have."""
+    sizes: Counter[str] = Counter()
+    for tensor in state.values():
+        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return sizes.most_common(1)[0][0]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -312,12 +312,16 @@ def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int
 
 def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, result: Any, say: Say) -> dict[str, Any]:
     """Write the final model and the plot; return the run's figures."""
-    from ..export.huggingface import save
+    from ..export.huggingface import save, unexportable
 
     final = Transformer(trainer.model.config)
     final.load_state_dict({n: m.detach().cpu() for n, m in trainer.weights.masters.items()})
     started = time.perf_counter()
-    save(final, prepared.tokenizer, run / "model")
+    fault = unexportable(final.config)
+    if fault is None:
+        save(final, prepared.tokenizer, run / "model")
+    else:
+        say(f"the model stays in the checkpoints and is not written to {run / 'model'}: {fault}")
     metrics = read_metrics(run / "metrics.jsonl")
     share = None
     if recipe.init_from not in (None, "random"):
