@@ -151,6 +151,7 @@ def memory(megabytes: int, limits: list[int]) -> list[dict[str, Any]]:
 def write(path: Path, report: dict[str, Any]) -> None:
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "tokenizers": tokenizers.__version__}
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**report, "machine": machine, "peak_mb": peak}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
 
