@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sproutlm.config.schema import SourceConfig
-from sproutlm.data import readers
+from sproutlm.data import raw_rows
 from sproutlm.data.records import Text
 from sproutlm.data.sources import Counts, read_records
 from sproutlm.errors import DataError
@@ -248,7 +248,7 @@ def test_an_array_in_a_jsonl_file_is_told_to_be_named_json(tmp_path):
         ('[{"text": "a"},\n{"text": "b"}\n', 3, "has no end"),
         ('[\n{"text": "a"}]\n\n[1]', 4, "text after the end"),
         ('[{"text": "a"},\n{text: 3}]', 2, "broken JSON"),
-        ('[{"text": "a"},\n]', 2, "broken JSON"),
+        ('[{"text": "a"},\n]', 2, "a comma before the end"),
         ('{"text": "a"}}', 1, "broken JSON"),
     ],
 )
@@ -280,8 +280,8 @@ def test_a_table_row_with_too_few_or_many_cells_is_a_bad_row(tmp_path):
 
 def test_a_row_without_end_is_refused_before_memory_runs_out(tmp_path, monkeypatch):
     """Pitfall 12: a missing quote, bracket or blank line must not pull the file into memory."""
-    monkeypatch.setattr(readers, "ROW_LIMIT", 10_000)
-    monkeypatch.setattr(readers, "TEXT_LIMIT", 10_000)
+    monkeypatch.setattr(raw_rows, "ROW_LIMIT", 10_000)
+    monkeypatch.setattr(raw_rows, "TEXT_LIMIT", 10_000)
     long = "word\n" * 40_000
     for name, text in [
         ("a.txt", long),

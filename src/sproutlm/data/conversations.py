@@ -17,6 +17,9 @@ ROLES = {
 }  # fmt: skip
 
 
+_ABSENT: Any = object()
+
+
 def conversation(value: Any, columns: dict[str, str]) -> tuple[tuple[Message, ...], Tools]:
     """Messages and tools of a row: a bare list, or under ``messages`` or ``conversations``.
 
@@ -24,8 +27,10 @@ def conversation(value: Any, columns: dict[str, str]) -> tuple[tuple[Message, ..
     """
     if isinstance(value, list):
         return turns_from(value, "the row"), tools_in(value, None)
-    field = "messages" if lookup(value, "messages", columns, default=None) is not None else "conversations"
-    items = from_json(lookup(value, field, columns), field)
+    field, items = "messages", lookup(value, "messages", columns, default=_ABSENT)
+    if items is _ABSENT or (items is None and lookup(value, "conversations", columns, default=None) is not None):
+        field, items = "conversations", lookup(value, "conversations", columns)
+    items = from_json(items, field)
     if items is None:
         raise EmptyRow(f"{field} is null")
     turns = turns_from(items, field)

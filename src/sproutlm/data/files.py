@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import errno
+import fnmatch
 import glob
 import gzip
 import importlib
@@ -62,7 +64,12 @@ def known_suffixes() -> str:
 
 
 def find_files(pattern: str) -> FoundFiles:
-    """Files named by a path, a glob or a folder (recursive, sorted by name, hidden ones left out)."""
+    """Files named by a path, a glob or a folder (recursive, sorted by name, hidden ones left out).
+
+    Links to folders are followed; a file that is reached twice through them is read once.
+    """
+    if not pattern.strip():
+        raise DataError("the path of a source is empty; name a file, a glob or a folder")
     path = Path(pattern).expanduser()
     try:
         if path.is_dir():
@@ -72,8 +79,8 @@ def find_files(pattern: str) -> FoundFiles:
                 raise DataError(f"{path}: the suffix {path.suffix!r} is not known; known are {known_suffixes()}")
             return FoundFiles((path,))
         if glob.has_magic(pattern):
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            files = [p for p in matches if p.is_file()]
+            matches = _matching(path)
+            files = _each_once([p for p in matches if p.is_file() or (p.is_symlink() and not p.is_dir())])
             if not files:
                 raise DataError(f"{pattern}: no file matches this pattern; check the folder and the wildcard")
             return _known_only(files, f"The pattern {pattern}")
@@ -82,15 +89,51 @@ def find_files(pattern: str) -> FoundFiles:
     raise DataError(_missing(path))
 
 
+def _matching(pattern: Path) -> list[Path]:
+    """Paths that a glob names, sorted. ``**`` is walked here: the library's follows links in a circle, for hours."""
+    deep = next((i for i, part in enumerate(pattern.parts) if "**" in part), None)
+    if deep is None:
+        return sorted(Path(p) for p in glob.glob(str(pattern)))
+    below = pattern.parts[deep:]
+    one = [r"(?:[^/.][^/]*/)*" if part == "**" else _one_name(part) + "/" for part in below[:-1]]
+    wanted = re.compile("".join(one) + (r"(?:[^/.][^/]*/)*[^/.][^/]*" if below[-1] == "**" else _one_name(below[-1])))
+    tops = [Path(p) for p in sorted(glob.glob(str(Path(*pattern.parts[:deep]))))] if deep else [Path()]
+    found = ((top, path) for top in tops if top.is_dir() for path in _walk(top))
+    return sorted(path for top, path in found if wanted.fullmatch(path.relative_to(top).as_posix()))
+
+
+def _one_name(part: str) -> str:
+    """The regular expression of one name between slashes; as in a shell, a wildcard finds no hidden file."""
+    plain = fnmatch.translate(part)[4:-3].replace(".*", "[^/]*")
+    return plain if part.startswith(".") else r"(?!\.)" + plain
+
+
 def _walk(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {folder.resolve()}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and _is_new(Path(parent, name), seen))
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return sorted(_each_once(files))
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Whether a folder was not met before, so that a link to one above it ends there."""
+    real = Path(os.path.realpath(folder))
+    new = real not in seen
+    seen.add(real)
+    return new
+
+
+def _each_once(files: list[Path]) -> list[Path]:
+    """Files without those that a linked folder shows a second time; of each, the shortest path."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(files, key=lambda p: (len(p.parts), p)):
+        found.setdefault((os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
 
 
 def _known_only(files: list[Path], where: str) -> FoundFiles:
@@ -104,6 +147,8 @@ def _known_only(files: list[Path], where: str) -> FoundFiles:
 
 
 def _missing(path: Path) -> str:
+    if path.is_symlink():
+        return f"{path}: is a link to {os.readlink(path)}, which is not there; mend the link, or take it away"
     parent = path.parent
     while not parent.exists() and parent != parent.parent:
         path, parent = parent, parent.parent
@@ -136,7 +181,9 @@ def reading(path: Path, encoding: str = "utf-8") -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: the compressed file is damaged or cut short ({error}); fetch it again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if error.errno == errno.ELOOP:
+            raise DataError(_missing(path)) from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
 
 
 _OPENED: weakref.WeakValueDictionary[Path, Any] = weakref.WeakValueDictionary()  # for ``position``
@@ -167,16 +214,23 @@ def position(path: Path) -> int | None:
         return None
 
 
-def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
-    """Text with universal newlines and without its byte-order mark; undecodable bytes stay as lone surrogates.
+def open_text(path: Path, encoding: str = "utf-8", newline: str | None = None) -> TextIO:
+    """Text without its byte-order mark; undecodable bytes stay as lone surrogates. Line ends become ``\\n``, unless
+    ``newline`` is "", which keeps them as they are.
 
     A UTF-16 or UTF-32 byte-order mark decides over the default encoding: it is no guess, such bytes are not UTF-8.
+    Every other byte a zero is UTF-16 without its mark, which is refused: as UTF-8 it would be read, zeros and all.
     """
     stream = open_binary(path)
     codec = _codec(path, encoding)
     if codec == "utf-8":
-        codec = _encoding_of_mark(stream.peek(4)[:4]) or "utf-8-sig"  # type: ignore[attr-defined]
-    return io.TextIOWrapper(stream, encoding=codec, errors="surrogateescape", newline=None)
+        start = stream.peek(64)[:64]  # type: ignore[attr-defined]
+        codec = _encoding_of_mark(start[:4]) or "utf-8-sig"
+        if codec == "utf-8-sig":
+            for zeros, name in ((start[1::2], "utf-16-le"), (start[0::2], "utf-16-be")):
+                if len(start) > 3 and not any(zeros) and all(start[name == "utf-16-be" :: 2]):
+                    raise DataError(f"{path}:1: looks like UTF-16 (every other byte is 0); set encoding: {name}")
+    return io.TextIOWrapper(stream, encoding=codec, errors="surrogateescape", newline=newline)
 
 
 def _codec(path: Path, encoding: str) -> str:

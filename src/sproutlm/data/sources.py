@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from .records import Preference, Record, UnpairedPreference, messages_of
 FIRST_ROWS = 20  # rows looked at to detect a format
 KNOWN_SHAPES = 1000  # sets of columns whose schema is remembered
 SPLITS = ("auto", "none", "blank_line", "line")
-__all__ = ["EXAMPLES", "Counts", "Door", "OpenSource", "RawRow", "Row", "RowError", "open_source", "parse_row", "read_raw", "read_records",
+__all__ = ["EXAMPLES", "Counts", "Door", "OpenSource", "RawRow", "Row", "RowError", "drop_or_raise", "open_source", "parse_row", "read_raw", "read_records",
            "read_rows", "record_from", "to_record"]  # fmt: skip
 
 
@@ -118,6 +119,10 @@ class Door:
         return {name: value for name, value in self.__dict__.items() if name not in ("format", "_schemas")}
 
 
+class Unreadable(DataError):
+    """None of the first rows can be parsed; the sentence names the first of them."""
+
+
 @dataclass
 class OpenSource:
     """A source whose format is decided, and its rows, the first ones included."""
@@ -132,9 +137,11 @@ def open_source(source: SourceConfig, counts: Counts | None = None) -> OpenSourc
     first = list(itertools.islice(rows, FIRST_ROWS))
     try:
         if source.format == "auto":
-            found = detect([row.value for row in _readable(first)], columns)
+            found = detect([row.value for row in _readable(first, source)], columns)
         else:
             found = Detected(resolve_format(source.format, [], columns), columns)
+    except Unreadable:
+        raise
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from None
     spec = source.format if ":" in source.format else found.format.name
@@ -143,13 +150,16 @@ def open_source(source: SourceConfig, counts: Counts | None = None) -> OpenSourc
     return OpenSource(door, itertools.chain(first, rows))
 
 
-def _readable(rows: Sequence[RawRow]) -> list[Row]:
-    parsed = []
+def _readable(rows: Sequence[RawRow], source: SourceConfig) -> list[Row]:
+    parsed, first_fault = [], ""
     for raw in rows:
         try:
             parsed.append(parse_row(raw))
-        except RowError:
-            continue  # reported when its turn comes
+        except RowError as error:  # reported when its turn comes
+            first_fault = first_fault or f"{raw.path}:{raw.line}: {error}"
+    if not parsed:
+        said = f"none of the first {len(rows)} rows can" if len(rows) > 1 else "the only row cannot"
+        raise Unreadable(f"{first_fault}; {said} be read, so the format cannot be told: mend the file")
     return parsed
 
 
@@ -166,11 +176,21 @@ def parse_row(raw: RawRow) -> Row:
     try:
         return Row(raw.path, raw.line, json.loads(raw.payload.lstrip("\ufeff")))
     except json.JSONDecodeError as error:
-        hint = "; a .jsonl file has one JSON value per line: is this an array? then name it .json"
         sentence = f"not JSON ({error.msg} at character {error.pos + 1})"
-        raise RowError(sentence + (hint if raw.payload in ("[", "{", "[{") else ""), reason="not JSON") from None
+        raise RowError(sentence + _json_hint(raw.payload, error.pos), reason="not JSON") from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"not JSON that can be read ({error})", reason="not JSON") from None
+
+
+def _json_hint(text: str, fault: int) -> str:
+    """What a line that is not JSON seems to be, and what to do; nothing where that is unclear."""
+    if text in ("[", "{", "[{"):
+        return "; a .jsonl file has one JSON value per line: is this an array? then name it .json"
+    if text[fault:].strip() == ",":
+        return "; take the comma after the value away: in a .jsonl the line end alone parts the rows"
+    if text[fault : fault + 1] == "'" or re.match(r"(None|True|False)\b", text[fault:]):
+        return "; these are Python's own quotes or words: write the rows with json.dumps"
+    return ""
 
 
 def to_record(row: Row, door: Door, counts: Counts | None = None) -> Record:
@@ -259,11 +279,12 @@ def record_from(raw: RawRow, door: Door, on_bad_row: str, counts: Counts) -> Rec
     try:
         return to_record(parse_row(raw), door, counts)
     except RowError as error:
-        _drop_or_raise(raw, error, on_bad_row, counts)
+        drop_or_raise(raw, error, on_bad_row, counts)
         return None
 
 
-def _drop_or_raise(raw: RawRow, error: RowError, on_bad_row: str, counts: Counts) -> None:
+def drop_or_raise(raw: RawRow, error: RowError, on_bad_row: str, counts: Counts) -> None:
+    """Count a bad row as dropped, or raise a ``DataError`` that names its place: as ``on_bad_row`` says."""
     where = f"{raw.path}:{raw.line}"
     if isinstance(error, EmptyRow):
         counts.drop(error.reason)
@@ -280,7 +301,7 @@ def read_rows(source: SourceConfig, on_bad_row: str, counts: Counts) -> Iterator
         try:
             row = parse_row(raw)
         except RowError as error:
-            _drop_or_raise(raw, error, on_bad_row, counts)
+            drop_or_raise(raw, error, on_bad_row, counts)
             continue
         yield row
 

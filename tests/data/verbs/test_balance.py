@@ -63,3 +63,27 @@ def test_spam_is_balanced_747_to_747(shared, tmp_path, given):
     columns = {"label": "column_1", "text": "column_2"}
     labels = balance(given(source, columns=columns), tmp_path / "b.csv", "min")["labels"]
     assert labels == {"ham": {"before": 4827, "after": 747}, "spam": {"before": 747, "after": 747}}
+
+
+def test_copies_of_a_row_stand_apart(write, given, read, tmp_path):
+    path = write([{"text": f"t{i}", "label": "rare" if i > 97 else "often"} for i in range(100)])
+    balance(given(path), tmp_path / "b.jsonl", "max")
+    texts = [row["text"] for row in read(tmp_path / "b.jsonl")]
+    for rare in ("t98", "t99"):
+        places = [i for i, text in enumerate(texts) if text == rare]
+        gaps = [later - before for before, later in zip(places, places[1:], strict=False)]
+        assert len(places) == 49 and 2 <= min(gaps) and max(gaps) <= 6  # 196 rows / 49 copies = 4
+    often = [text for text in texts if text not in ("t98", "t99")]
+    assert often == [f"t{i}" for i in range(98)]  # rows that are not repeated keep their order
+
+
+def test_a_copy_that_stands_before_its_row_is_whole(write, given, read, tmp_path):
+    rows = [{"text": "x" * i + "é\ud800", "label": i % 5 == 4} for i in range(20)]
+    balance(given(write(rows), format="mixed"), tmp_path / "b.jsonl", "max", by="label")
+    found = read(tmp_path / "b.jsonl")
+    assert len(found) == 32 and all(row in rows for row in found) and all(row in found for row in rows)
+
+
+def test_more_rows_than_a_disk_holds_are_refused(source, given, tmp_path):
+    with pytest.raises(DataError, match="would write"):
+        balance(given(source), tmp_path / "b.jsonl", "9" * 25)

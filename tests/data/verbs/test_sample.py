@@ -120,3 +120,8 @@ def test_a_bad_row_stops_or_is_counted(tmp_path, given):
 def test_a_sample_of_packed_real_rows(shared, tmp_path, read, given):
     report = sample(given(shared("sft/gsm8k_train.jsonl.gz")), tmp_path / "s.parquet", rows=200, seed=4)
     assert len(read(tmp_path / "s.parquet")) == 200 and report["counts"]["rows_in"] == 7473
+
+
+def test_less_than_a_byte_is_refused(write, given, tmp_path):
+    with pytest.raises(DataError, match="less than a byte"):
+        sample(given(write([{"text": "a"}])), tmp_path / "s.jsonl", megabytes=1e-9)

@@ -159,3 +159,9 @@ def test_spam_keeps_its_share_and_no_message_is_in_two_parts(shared, tmp_path, r
     seen = [{" ".join(row["column_2"].split()).casefold() for row in part} for part in parts]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
     assert report["duplicates"]["rows"] == 705
+
+
+def test_a_field_that_no_row_has_is_named(write, given, tmp_path):
+    path = write([{"text": "a"}, {"text": "b"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: there is no 'author' to go by; the row has text"):
+        split(given(path), [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], [0.5, 0.5], by="author")

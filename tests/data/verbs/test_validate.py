@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sproutlm.data import readers
+from sproutlm.data import raw_rows
 from sproutlm.data.verbs.convert import convert
 from sproutlm.data.verbs.validate import validate
 
@@ -97,7 +97,7 @@ def test_bytes_that_are_not_utf8(tmp_path, given):
 
 
 def test_a_line_beyond_the_limit_is_one_bad_row(tmp_path, given, monkeypatch, read):
-    monkeypatch.setattr(readers, "ROW_LIMIT", 1000)
+    monkeypatch.setattr(raw_rows, "ROW_LIMIT", 1000)
     for suffix, rows in {
         "jsonl": ['{"text": "one"}', '{"text": "%s"}' % ("a" * 5000), '{"text": "two"}'],
         "tsv": ["text\tn", "one\t1", "a" * 5000 + "\t2", "two\t3"],
@@ -119,7 +119,7 @@ def test_a_line_of_300_megabytes_takes_neither_long_nor_much_memory(tmp_path):
         for _ in range(300):
             file.write("a" * 1_000_000)
         file.write('"}\n{"text": "two"}\n')
-    source = str(Path(readers.__file__).resolve().parents[2])
+    source = str(Path(raw_rows.__file__).resolve().parents[2])
     code = (
         f"import sys; sys.path.insert(0, {source!r}); from sproutlm.cli import main; code = main(sys.argv[1:])\n"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]); sys.exit(code)"
@@ -230,3 +230,31 @@ def test_multiple_choice_tables_are_read_with_their_columns(shared, given):
     folder = shared("eval/cmmlu/dev")
     report = validate([given(f"{folder}/*.csv", format="prompt_completion", columns=columns)])
     assert report["ok"] and report["inputs"][0]["counts"]["rows_in"] == 50
+
+
+def test_what_only_parquet_has_beside_the_text_is_no_fault(tmp_path, given):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = {
+        "text": ["a", "a", "b"],
+        "picture": [b"1", b"1", b"2"],
+        "at": pyarrow.array([1, 1, 2], pyarrow.timestamp("s")),
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    report = validate([given(tmp_path / "a.parquet")])
+    assert report["ok"] and report["inputs"][0]["counts"]["records_out"] == 3
+    assert [(note["kind"], note["rows"]) for note in report["inputs"][0]["notes"]] == [("duplicates", 1)]
+
+
+def test_files_of_a_folder_that_are_passed_over_are_counted(tmp_path, given):
+    for name in ("a.txt", "b.txt", "notes.md"):
+        (tmp_path / name).write_text(f"text of {name}")
+    assert validate([given(tmp_path)])["inputs"][0]["counts"]["ignored_files"] == 1
+
+
+def test_where_no_row_can_be_read_the_first_one_is_told(write, given):
+    path = write([])
+    path.write_text('{"text": "a"},\n{"text": "b"},\n')
+    (fault,) = validate([given(path)])["inputs"][0]["faults"]
+    assert fault["first"].startswith(f"{path}:1: not JSON") and "comma" in fault["first"]

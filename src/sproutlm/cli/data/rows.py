@@ -10,6 +10,7 @@ import typer
 
 from ...errors import CheckFailed, SproutError
 from ..arguments import JsonFile, check_json_target, say, write_json
+from .wording import as_options, in_options
 
 if TYPE_CHECKING:
     from ...data.verbs.rows import Input
@@ -37,7 +38,7 @@ OnBadRow = Annotated[
     Literal["error", "skip"], typer.Option(help="At a row that cannot be read: stop, or leave it out and count it.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same bytes.")]
 Tokenizer = Annotated[Path | None, typer.Option(metavar="DIR", help="Count tokens with the tokenizer in this folder.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="So many rows.")]
 Tokens = Annotated[int | None, typer.Option(min=1, help="So many tokens.")]
@@ -50,7 +51,7 @@ To = Annotated[
 def add_to(group: typer.Typer) -> None:
     """Add the verbs of this file to ``sprout data``."""
     for verb in (validate, convert, split, sample, mix, balance):
-        group.command(no_args_is_help=True)(verb)
+        group.command(no_args_is_help=True)(in_options(verb))
 
 
 def validate(
@@ -79,7 +80,10 @@ def validate(
             for line in found[kind]:
                 rows = f"{line['rows']:,} row{'s, first' if line['rows'] > 1 else ''} at " if line["rows"] else ""
                 cure = f". Cure: {line['cure']}" if line["cure"] else ""
-                typer.echo(f"  {word} {line['kind']}: {rows}{line['first']}{cure}")
+                said = line["first"].rstrip(".") if cure else line["first"]
+                typer.echo(as_options(f"  {word} {line['kind']}: {rows}{said}{cure}"))
+        if counts["ignored_files"]:
+            typer.echo(f"  note  ignored: {counts['ignored_files']:,} files whose suffix is not known")
         if found["labels"]:
             shown = ", ".join(f"{label} {rows:,}" for label, rows in list(found["labels"].items())[:10])
             typer.echo(f"  labels: {shown}{' …' if len(found['labels']) > 10 else ''}")
@@ -309,7 +313,7 @@ def _tell(report: dict[str, Any], json_file: Path | None) -> None:
     from ...data.sources import Counts
 
     for line in Counts.from_dict(report["counts"]).lines():
-        typer.echo(line.replace(" records", " kept"))
+        typer.echo(as_options(line.replace(" records", " kept")))
     for note in report["notes"]:
-        typer.echo(note)
+        typer.echo(as_options(note))
     write_json(json_file, report)

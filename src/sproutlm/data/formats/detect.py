@@ -91,7 +91,15 @@ def format_of(row: Any, columns: dict[str, str]) -> Format | None:
 def other_schema(row: Any, chosen: Format, columns: dict[str, str]) -> str | None:
     """The name of the schema that a row has, where that is not the one its file is read with."""
     found = format_of(row, columns)
-    return None if found is None or found.parse is chosen.parse else found.name
+    if found is None or found.parse is chosen.parse:
+        return None
+    if (
+        chosen in FORMATS
+        and FORMATS.index(found) > FORMATS.index(chosen)
+        and chosen.matches(_with_fields(row, columns))
+    ):
+        return None  # it has the file's columns, and one of them is null: that is what should be said
+    return found.name
 
 
 def _with_fields(row: Any, columns: dict[str, str]) -> Any:
@@ -163,13 +171,19 @@ MIXED = Format("mixed", lambda row: False, _parse_mixed, "rows of any of these s
 
 
 def _undecided(rows: Sequence[Any]) -> str:
-    needs = "; ".join(f"{f.name} needs {f.describe}" for f in FORMATS)
+    needs = ", ".join(f.name for f in FORMATS)
     keys = list(dict.fromkeys(str(key) for row in rows if isinstance(row, dict) for key in row))
     if not rows:
-        return f"no row could be read to tell the format; name it with format:. Formats: {needs}"
+        return f"no row could be read to tell the format; name it with format:, one of {needs}"
     if not keys:
-        kinds = ", ".join(sorted({type(row).__name__ for row in rows}))
-        return f"cannot tell the format of rows that are {kinds} without known keys. Formats: {needs}"
+        kinds = ", ".join(sorted({a_kind(row).partition(" (")[0] for row in rows}))
+        objects = any(isinstance(row, list) and row and isinstance(row[0], dict) for row in rows)
+        cure = "if each line is an array of rows, name the file .json; " if objects else ""
+        return f"cannot tell the format of rows that are {kinds} without known keys; {cure}formats are {needs}"
+    inner = _list_of_rows(rows)
+    if inner:
+        said = f"the file is one object with the keys {', '.join(keys)}, and {inner!r} holds a list of objects"
+        return f"{said}: if these are the rows, write that list alone into a file; formats are {needs}"
     nearest = max(FORMATS, key=lambda f: sum(_nearest_key(n, keys)[0] for n in f.needs) / len(f.needs))
     found = [(names[0], *_nearest_key(names, keys)) for names in nearest.needs]
     columns = {field: key if likeness > 0.5 else "COLUMN" for field, likeness, key in found}
@@ -181,8 +195,16 @@ def _undecided(rows: Sequence[Any]) -> str:
         example = "format: text, columns: {text: COLUMN}"
     return (
         f"cannot tell the format of rows with the columns {', '.join(keys)}. Name it and its columns, for example "
-        f"{example}. Formats: {needs}"
+        f"{example}. {nearest.name} needs {nearest.describe}; formats are {needs}"
     )
+
+
+def _list_of_rows(rows: Sequence[Any]) -> str | None:
+    """The key of a lone object under which the rows seem to stand; None where there is none, or more than one."""
+    if len(rows) != 1:
+        return None
+    lists = [key for key, value in rows[0].items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return str(lists[0]) if len(lists) == 1 else None
 
 
 def _nearest_key(names: tuple[str, ...], keys: Sequence[str]) -> tuple[float, str]:

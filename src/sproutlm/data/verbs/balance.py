@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ..fields import RowError, lookup
+from ..fields import RowError
 from ..sources import Counts, Row, no_records
-from .rows import Input, leave_out
+from ..typed_cells import dumps
+from .rows import Input, leave_out, value_of
 from .split import MOST_LABELS, label_of
 from .write import check_output, columns_for, writing
+
+MOST_ROWS = 1 << 30
 
 
 def balance(
@@ -24,8 +28,9 @@ def balance(
     """Write ``to`` rows of every label: ``min`` (as many as the rarest has), ``max`` (as the most frequent), or a number.
 
     Labels are those of the rows, or the values of the field ``by``. Rows are left out at random; when more are needed
-    than there are, each is repeated as often as the others, give or take one, copies one after another. The order is
-    the file's. Two passes; memory is three bytes a row.
+    than there are, each is repeated as often as the others, give or take one, its copies spread evenly over the file.
+    Every row stands where it stood. Two passes, three where rows are repeated; memory is three bytes a row and 24 for
+    each repeat, whatever the rows hold.
     """
     check_output(out, [given.source.path], force)
     door = None if by is not None else given.door()
@@ -56,19 +61,15 @@ def balance(
     sizes = np.bincount(numbers, minlength=len(names))
     wanted = _wanted(to, sizes)
     times = _times(numbers, sizes, wanted, seed)
-    repeats = 0
-    written: Counter[str] = Counter()
-    label_names = list(names)
+    repeats = int(np.maximum(times - 1, 0).sum())
+    written = np.zeros(len(names), dtype=np.int64)
+    np.add.at(written, numbers, times)
     with writing([out], columns) as (output,):
-        for place, row in enumerate(given.again("balancing")):
-            n = int(times[place])
-            for _ in range(n):
-                try:
-                    output.write(row.value)
-                except RowError as error:
-                    raise DataError(f"{row.where}: {error}") from None
-            written[label_names[labels[place]]] += n
-            repeats += max(n - 1, 0)
+        try:
+            for value in _placed(given, times, out.parent):
+                output.write(value)
+        except RowError as error:
+            raise DataError(f"{out}: {error}") from None
         leave_out(first, int((times == 0).sum()), "left out to balance")
         first.check()
     notes = given.said() + (columns.said() if columns else [])
@@ -82,7 +83,7 @@ def balance(
         "out": str(out),
         "to": to,
         "seed": seed,
-        "labels": {name: {"before": int(sizes[i]), "after": written[name]} for name, i in names.items()},
+        "labels": {name: {"before": int(sizes[i]), "after": int(written[i])} for name, i in names.items()},
         "repeats": repeats,
         "counts": first.as_dict(),
         "notes": notes,
@@ -90,7 +91,7 @@ def balance(
 
 
 def _value(row: Row, by: str) -> str:
-    value = lookup(row.value, by, {})
+    value = value_of(row, by)
     if isinstance(value, dict | list) or value is None:
         raise RowError(f"{by} is not a name or a number", reason=f"{by} is not a name or a number")
     return str(value)
@@ -101,6 +102,8 @@ def _wanted(to: str, sizes: np.ndarray) -> int:
         return int(sizes.min() if to == "min" else sizes.max())
     if not to.isdecimal() or not int(to):
         raise DataError(f"--to {to}: give min, max or a number of rows for each label")
+    if int(to) * len(sizes) > MOST_ROWS:
+        raise DataError(f"--to {to}: would write {int(to) * len(sizes):,} rows; at most {MOST_ROWS:,} are written")
     return int(to)
 
 
@@ -114,3 +117,39 @@ def _times(numbers: np.ndarray, sizes: np.ndarray, wanted: int, seed: int) -> np
         random = np.random.Generator(np.random.Philox([seed, label]))
         times[random.permutation(mine)[:rest]] += 1
     return times
+
+
+def _placed(given: Input, times: np.ndarray, folder: Path) -> Iterator[Any]:
+    """The rows to write, in order: each one at its place, and its copies evenly over the whole file.
+
+    Copies next to each other would come in one batch, which learns them by heart. Rows that are repeated are kept in a
+    nameless file in ``folder``, because a copy may stand before its row does.
+    """
+    repeated = np.flatnonzero(times > 1)
+    copies = times[repeated] - 1
+    which = np.repeat(np.arange(len(repeated)), copies)  # (repeats,) into ``repeated``
+    number = np.arange(len(which)) - np.repeat(np.cumsum(copies) - copies, copies) + 1  # 1, 2, ... of each row
+    at = (repeated[which] + number * (len(times) / times[repeated][which])) % len(times)
+    order = np.argsort(at, kind="stable")
+    due = np.searchsorted(at[order], np.arange(len(times) + 1), side="right")  # copies that stand before each place
+    due[-1] = len(order)
+    with tempfile.TemporaryFile(dir=folder) as kept:
+        starts = array("Q", [0])
+        if len(repeated):
+            for place, row in enumerate(given.again("keeping rows to repeat")):
+                if times[place] > 1:
+                    kept.write(dumps(row.value).encode("utf-8"))
+                    starts.append(kept.tell())
+
+        def copies_between(begin: int, end: int) -> Iterator[Any]:
+            for copy in order[begin:end].tolist():
+                start, stop = starts[which[copy]], starts[which[copy] + 1]
+                kept.seek(start)
+                yield json.loads(kept.read(stop - start))
+
+        done = 0
+        for place, row in enumerate(given.again("balancing")):
+            yield from copies_between(done, done := int(due[place]))
+            if times[place]:
+                yield row.value
+        yield from copies_between(done, len(order))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
-from ..readers import _unquote, looks_like_header
+from ..tables import looks_like_header, unquoted
 from ..typed_cells import WHOLE_ROW, dumps, encodable, json_header, plain_name
 
 MOST_COLUMNS = 1000
@@ -79,7 +79,7 @@ class Columns:
         # A cell that repeats its column's name would make the header look like data.
         if not isinstance(cell, str) or "\r" in cell or cell.strip() == name.strip() or not encodable(cell):
             return False
-        return self.kind == "csv" or not ("\t" in cell or "\n" in cell or _unquote(cell) != cell)
+        return self.kind == "csv" or not ("\t" in cell or "\n" in cell or unquoted(cell) != cell)
 
     # --- after the first pass ---------------------------------------------------------------------------------------
 

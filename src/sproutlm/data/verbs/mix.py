@@ -7,6 +7,7 @@ rest a random part by the seed. The second pass writes them, all sources advanci
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -250,6 +251,9 @@ def _report(
                 f"{path}: too small for its share, so {repeats:,} of its rows are repeats ({times:.2f} passes over it)"
             )
         notes += part.given.said()
+    twice = [path for path, times in Counter(found["path"] for found in sources).items() if times > 1]
+    if twice:
+        notes.append(f"named more than once, so that its rows are written once for each: {', '.join(map(str, twice))}")
     if tokenizer is None:
         notes.append("shares are of bytes; with --tokenizer DIR they are of tokens")
     return {

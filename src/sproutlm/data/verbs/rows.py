@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +15,15 @@ from typing import Any
 
 from ...config.data import SourceConfig
 from ...errors import DataError
-from ..fields import RowError
+from ..fields import RowError, lookup
 from ..files import find_files, kind_of, position
 from ..placeholders import filled
 from ..records import Labelled, Preference, Record, Text, UnpairedPreference, messages_of
-from ..sources import Counts, Door, RawRow, Row, _drop_or_raise, open_source, parse_row, read_raw, to_record
+from ..sources import Counts, Door, RawRow, Row, drop_or_raise, open_source, parse_row, read_raw, to_record
 from ..typed_cells import dumps
 
 Say = Callable[[str], None]
+_ABSENT: Any = object()
 QUIET_SECONDS, LINE_SECONDS = 2.0, 5.0
 
 
@@ -49,7 +51,7 @@ class Input:
                 row = self._plain(raw)
             except RowError as error:
                 self.usable.append(0)
-                _drop_or_raise(raw, error, self.on_bad_row, counts)
+                drop_or_raise(raw, error, self.on_bad_row, counts)
                 continue
             self.usable.append(1)
             counts.records_out += 1
@@ -74,7 +76,7 @@ class Input:
                 record = to_record(unwrapped(row), door, counts)
             except RowError as error:
                 self.usable.append(0)
-                _drop_or_raise(raw, error, self.on_bad_row, counts)
+                drop_or_raise(raw, error, self.on_bad_row, counts)
                 continue
             self.usable.append(1)
             yield row, record
@@ -104,7 +106,7 @@ class Input:
         """Count a row that turned out bad later on as dropped after all, or raise, as ``on_bad_row`` says."""
         counts.records_out -= 1
         self.usable[-1] = 0
-        _drop_or_raise(RawRow(row.path, row.line, None), error, self.on_bad_row, counts)
+        drop_or_raise(RawRow(row.path, row.line, None), error, self.on_bad_row, counts)
 
     def _plain(self, raw: RawRow) -> Row:
         """A parsed row in JSON's own types."""
@@ -226,7 +228,20 @@ def content_of(row: Row, record: Record | None) -> str:
 
 
 def json_key(value: Any) -> str:
-    return dumps(value)
+    """One text for all equal rows. What only parquet has (dates, bytes) is written as Python shows it."""
+    try:
+        return dumps(value)
+    except TypeError:
+        return json.dumps(value, default=repr)
+
+
+def value_of(row: Row, by: str) -> Any:
+    """The field that ``--by`` names; ``RowError`` where the row has none."""
+    found = lookup(row.value, by, {}, default=_ABSENT)
+    if found is _ABSENT:
+        has = ", ".join(map(str, row.value)) if isinstance(row.value, dict) else "no fields"
+        raise RowError(f"there is no {by!r} to go by; the row has {has or 'nothing'}", reason=f"missing {by}")
+    return found
 
 
 def hash64(text: str, seed: int = 0) -> int:

@@ -47,6 +47,8 @@ def sample(
         raise DataError("--tokens and --tokenizer DIR go together: tokens are counted with a tokenizer")
     check_output(out, [given.source.path], force)
     limit = int(size * 1_000_000) if unit == "mb" else int(size)
+    if not limit:
+        raise DataError(f"--{unit} {size}: is less than a byte; ask for more")
     counts = Counts()
     held = Reservoir(limit)
     if tokenizer is not None:

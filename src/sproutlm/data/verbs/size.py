@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import SproutError
-from ..records import Chat, Record, Text, messages_of
+from ..records import Chat, Record, Text, texts_of
 from ..sources import Row
 from ..typed_cells import dumps
 
@@ -42,12 +42,3 @@ def token_counter(folder: Path) -> tuple[Weigh, str]:
         return sum(len(tokenizer.encode(text)) for text in texts_of(record))
 
     return count, str(tokenizer.where)
-
-
-def texts_of(record: Record) -> list[str]:
-    """Every text of a record."""
-    found = [message.content for messages in messages_of(record) for message in messages]
-    return found or [str(getattr(record, "text", ""))]
-
-
-__all__ = ["Weigh", "bytes_of", "texts_of", "token_counter"]

@@ -20,7 +20,7 @@ from ...errors import DataError
 from ..fields import RowError, lookup
 from ..records import Labelled
 from ..sources import Counts, Door, Row, no_records
-from .rows import Input, content_of, hash64, json_key
+from .rows import Input, content_of, hash64, json_key, value_of
 from .write import check_output, columns_for, writing
 
 MOST_LABELS = 10_000
@@ -128,7 +128,7 @@ class _Rows:
             pairs = self.given.records(counts, what, self.door)
         for row, record in pairs:
             try:
-                group = content_of(row, record) if self.by is None else json_key(lookup(row.value, self.by, {}))
+                group = content_of(row, record) if self.by is None else json_key(value_of(row, self.by))
                 label = label_of(row, record) if self.stratify else ""
             except RowError as error:
                 self.given.drop(row, error, counts)

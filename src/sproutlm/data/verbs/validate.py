@@ -16,11 +16,10 @@ import numpy as np
 
 from ...errors import DataError
 from ..fields import EmptyRow, RowError
-from ..files import open_binary, reading
-from ..records import Labelled, Record, messages_of
-from ..sources import Counts, Door, Row, parse_row, read_raw, to_record
+from ..files import find_files, open_binary, reading
+from ..records import Labelled, Record, messages_of, texts_of
+from ..sources import Counts, Door, Row, Unreadable, parse_row, read_raw, to_record
 from .rows import Input, Progress, content_of, hash64, json_key
-from .size import texts_of
 
 MOST_KINDS, MOST_LABELS = 50, 10_000
 MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -32,7 +31,7 @@ CURES = {
     "no assistant turn": "end each conversation with an assistant turn",
     "half a surrogate pair": "write the character whole, or as the two halves of its \\u escape",
 }
-GENERAL_CURE = "mend these rows, or leave them out with on_bad_row: skip"
+GENERAL_CURE = "mend these rows, or leave them out (on_bad_row: skip, in a recipe)"
 
 
 @dataclass
@@ -125,12 +124,15 @@ def _read(given: Input, checked: Checked, compare: bool) -> None:
         door = given.door()
         checked.format = door.format.name
     except DataError as error:
-        if "to tell the format" not in str(error) and "cannot tell the format" not in str(error):
+        if isinstance(error, Unreadable):
+            checked.fault("no row can be read", str(error), "", 0)
+        elif "to tell the format" not in str(error) and "cannot tell the format" not in str(error):
             checked.fault("cannot be read", str(error), "", 0)
         else:
             checked.fault("format not known", str(error), "name it with --format, and its columns with --columns", 0)
         if len(paths) == 1:
             return
+    checked.counts.ignored_files = find_files(given.source.path).ignored
     for path in paths:
         file = Input(given.source.model_copy(update={"path": str(path)}), "skip", given.say)
         try:
@@ -178,18 +180,21 @@ def _records(file: Input, door: Door, checked: Checked) -> Iterator[tuple[Row, R
                 "empty", f"{where}: {error}", "none needed: rows with nothing to learn are left out and counted"
             )
         except RowError as error:
-            kind, cure = _kind(error)
+            kind, cure = _kind(error, door.format.name)
             counts.drop(kind)
             checked.fault(kind, f"{where}: {error}", cure)
         else:
             yield row, record
 
 
-def _kind(error: RowError) -> tuple[str, str]:
+def _kind(error: RowError, format: str) -> tuple[str, str]:
     """What a bad row is counted under, and the cure."""
     if error.reason.startswith("looks like "):
+        other = error.reason.removeprefix("looks like ")
         cure = "bring all rows to one schema: sprout data convert IN OUT --format mixed --to messages"
-        return f"another schema ({error.reason.removeprefix('looks like ')})", cure
+        if {other, format} & {"text", "labelled"} or other.startswith(("preference", "unpaired", "sharegpt_ranking")):
+            cure = f"part them: sprout data convert IN OUT --format {other} --on-bad-row skip takes these rows out"
+        return f"another schema ({other})", cure
     if error.reason.startswith("missing "):
         return error.reason, "name the column with --columns FIELD=COLUMN, or mend these rows"
     general = "" if "; " in str(error) else GENERAL_CURE  # most sentences end with their own cure
