@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -24,7 +24,7 @@ MOST_CHARACTERS = 200_000_000
 _LONGEST_REPEAT = 1_000_000  # of a text or list by ``*``
 
 
-class _Limits(ImmutableSandboxedEnvironment):
+class Limits(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which also bounds loops, powers and repetition."""
 
     intercepted_binops = frozenset(["*", "**"])
@@ -91,8 +91,14 @@ def _raise_exception(message: str) -> str:
 class CompiledTemplate:
     """A template ready to render. Threads may share one: it renders one conversation at a time."""
 
+    options: ClassVar[dict[str, Any]] = {
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        "extensions": [_Generation, loopcontrols],
+    }
+
     def __init__(self, source: str) -> None:
-        environment = _Limits(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        environment = self._make_environment()
         environment.filters["tojson"] = self._to_json
         environment.filters["_counted"] = environment.counted
         environment.globals["_count"] = environment.count
@@ -104,12 +110,8 @@ class CompiledTemplate:
         try:
             tree = environment.parse(source)
             # The parsed tag, not its spelling, decides: {%generation%} and {%- generation -%} are the same.
-            self.marks_generation = any(
-                isinstance(call.call.node, jinja2.nodes.ExtensionAttribute)
-                for call in tree.find_all(jinja2.nodes.CallBlock)
-                if isinstance(call.call, jinja2.nodes.Call)
-            )
-            code = environment.compile(_count_loops(tree), filename="<chat template>")
+            self.marks_generation = any(map(self._is_generation, tree.find_all(jinja2.nodes.CallBlock)))
+            code = environment.compile(self._rewritten(tree), filename="<chat template>")
             self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         except jinja2.TemplateSyntaxError as error:
             raise SproutError(
@@ -117,6 +119,17 @@ class CompiledTemplate:
             ) from None
         except RecursionError:
             raise SproutError("the chat template nests too deeply to be read; it is not a usable template") from None
+
+    def _make_environment(self) -> Limits:
+        return Limits(**self.options)
+
+    def _rewritten(self, tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+        return _count_loops(tree)
+
+    @staticmethod
+    def _is_generation(node: jinja2.nodes.Node) -> bool:
+        call = node.call if isinstance(node, jinja2.nodes.CallBlock) else None
+        return isinstance(call, jinja2.nodes.Call) and isinstance(call.node, jinja2.nodes.ExtensionAttribute)
 
     def _to_json(
         self,

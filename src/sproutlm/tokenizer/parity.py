@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ..data.records import Message, Tools
 from .marks import REASONING, Reading
-from .template import ChatTemplate, thinking_spans
+from .spans import thinking_spans
+from .template import ChatTemplate
 
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
 

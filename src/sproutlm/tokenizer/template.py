@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,14 +25,16 @@ from ..data.records import Message
 from ..errors import SproutError
 from .jinja import compile_template
 from .library import load_template
-from .marks import CALL, REASONING, Marks, Reading, Span, choose_marks, read_marked
+from .marks import Marks, Reading, Span, choose_marks, read_marked
+from .shapes import Shapes
+from .spans import Piece, cut, require_shown, spans_of, templates_own
 from .tokenizer import Tokenizer, token_name
 from .turns import Turns, plain_messages, plain_tools
 
 CHATML = load_template("chatml")  # of the tokenizers that we train
 THINKING = ("keep", "drop", "mask")
 NOTHING_KNOWN: Mapping[str, list[int]] = {}
-_SHORT = 32  # characters; "\n" and "user\n" come up in every turn, so their ids are kept
+SHORT = 32  # characters; "\n" and "user\n" come up in every turn, so their ids are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class ChatTemplate:
             for key in ("bos_token", "eos_token", "pad_token", "unk_token")
             if token_name(tokenizer.config.get(key))
         }
+        self.shapes = Shapes(source, self._named, tokenizer.control_tokens, self.thinking)
         self._short_ids: dict[tuple[str, bool], list[int]] = {}
 
     @classmethod
@@ -140,8 +143,8 @@ class ChatTemplate:
         plain, overrides = plain_messages(messages, mode)
         reading = self.read(plain, tools, add_generation_prompt=add_generation_prompt, **variables)
         if add_generation_prompt:
-            return self._encode(reading, []), reading
-        return self._encode(reading, _spans_of(reading, plain, overrides, mode)), reading
+            return self._encode(cut(reading, [], self.tokenizer.control_tokens)), reading
+        return self._encode(self._cut(reading, plain, overrides, mode)), reading
 
     def render_batch(
         self, conversations: Sequence[tuple[Sequence[Message | Mapping[str, Any]], Iterable[Mapping[str, Any]]]]
@@ -150,16 +153,22 @@ class ChatTemplate:
 
         SproutError where the template refuses one of them; rendering them one by one tells which.
         """
-        read: list[tuple[Reading, list[Span]]] = []
+        cuts: list[list[Piece]] = []
         for messages, tools in conversations:
-            plain, overrides = plain_messages(messages, self.thinking)
-            reading = self.read(plain, tools)
-            read.append((reading, _spans_of(reading, plain, overrides, self.thinking)))
+            pieces = self.shapes.fill(messages, tools)
+            if pieces is None:
+                plain, overrides = plain_messages(messages, self.thinking)
+                pieces = self._cut(self.read(plain, tools), plain, overrides, self.thinking)
+            cuts.append(pieces)
         known: dict[str, list[int]] = {}
         if self.tokenizer.dummy_blank == "none":  # a piece has the same ids wherever it stands
-            pieces = list(dict.fromkeys(p for reading, _ in read for p in _pieces(reading) if len(p) > _SHORT))
-            known = dict(zip(pieces, self.tokenizer.encode_batch(pieces), strict=True))
-        return [self._encode(reading, spans, known) for reading, spans in read]
+            long = {piece.text for pieces in cuts for piece in pieces if piece.control < 0 and len(piece.text) > SHORT}
+            texts = list(long)
+            known = dict(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
+        return [self._encode(pieces, known) for pieces in cuts]
+
+    def _cut(self, reading: Reading, plain: Turns, overrides: list[bool | None], mode: str) -> list[Piece]:
+        return cut(reading, spans_of(reading, plain, overrides, mode), self.tokenizer.control_tokens)
 
     def read(
         self,
@@ -183,8 +192,8 @@ class ChatTemplate:
             return self._compiled.render(values, marks.generation, marks.characters)
 
         reading = read_marked(raw(len(plain), add_generation_prompt), marks, self._control_names)
-        reading.controls = _templates_own(reading, plain)
-        _require_shown(reading, plain, offered)
+        reading.controls = templates_own(reading, plain)
+        require_shown(reading, plain, offered)
         if not self.marks_generation and not add_generation_prompt:
             reading.generations = self._spans_by_prefixes(plain, reading, raw, marks)
         return reading
@@ -221,67 +230,58 @@ class ChatTemplate:
         ends = [stop for begin, stop, _ in reading.controls if start <= begin and stop <= end]
         return ends[-1] if ends else end
 
-    def _encode(self, reading: Reading, spans: list[Span], known: Mapping[str, list[int]] = NOTHING_KNOWN) -> Rendered:
-        """Ids and mask of a text, piece by piece between control tokens; a token is trained where it touches a span.
+    def _encode(self, pieces: list[Piece], known: Mapping[str, list[int]] = NOTHING_KNOWN) -> Rendered:
+        """Ids and mask of a conversation; a token is trained where it touches a span.
 
         ``known`` holds ids of pieces that were encoded before."""
         ids: list[int] = []
         trained: list[bool] = []
-        text, control_ids = reading.text, self.tokenizer.control_tokens
-        position = following = 0  # following: the first span that is not behind us
-        for start, end, name in [*reading.controls, (len(text), len(text), "")]:
-            for a, b in ((position, start), (start, end)):
-                if a == b:
-                    continue
-                while following < len(spans) and spans[following][1] <= a:
-                    following += 1
-                inside = following < len(spans) and spans[following][0] < b
-                if a == start:  # the control token; read after the text before it
-                    ids.append(control_ids[name])
-                    trained.append(inside)
-                elif inside and not (spans[following][0] <= a and b <= spans[following][1]):
-                    self._encode_mixed(text[a:b], a, spans[following:], ids, trained, known)
-                else:
-                    piece = self._ids_of(text[a:b], a == 0, known)
-                    ids.extend(piece)
-                    trained.extend([inside] * len(piece))
-            position = end
-        return Rendered(ids, trained, text)
+        at_start = True
+        for text, control, inside in pieces:
+            if control >= 0:
+                ids.append(control)
+                trained.append(bool(inside))
+            elif isinstance(inside, bool):
+                piece_ids = self._ids_of(text, at_start, known)
+                ids += piece_ids
+                trained += [inside] * len(piece_ids)
+            else:
+                self._encode_mixed(text, at_start, inside, ids, trained, known)
+            at_start = False
+        return Rendered(ids, trained, "".join([piece.text for piece in pieces]))
 
     def _encode_mixed(
         self,
         piece: str,
-        start: int,
-        spans: list[Span],
+        at_start: bool,
+        spans: Sequence[Span],
         ids: list[int],
         trained: list[bool],
         known: Mapping[str, list[int]],
     ) -> None:
-        """A piece of text that is trained in part."""
-        head = spans[0][0] - start
-        if 0 < head <= _SHORT and spans[0][1] >= start + len(piece):
+        """A piece of text that is trained in part; spans are counted from its start."""
+        head = spans[0][0]
+        if 0 < head <= SHORT and spans[0][1] >= len(piece):
             # The usual case, "assistant\n" and a reply. Where the ids begin with the head's own ids, the head ends
             # there, because a token always stands for the same text; asking for no offsets saves a fifth of the time.
-            head_ids = self._ids_of(piece[:head], start == 0, known)
-            piece_ids = self._ids_of(piece, start == 0, known)
+            head_ids = self._ids_of(piece[:head], at_start, known)
+            piece_ids = self._ids_of(piece, at_start, known)
             if piece_ids[: len(head_ids)] == head_ids:
-                ids.extend(piece_ids)
-                trained.extend([False] * len(head_ids))
-                trained.extend([True] * (len(piece_ids) - len(head_ids)))
+                ids += piece_ids
+                trained += [False] * len(head_ids)
+                trained += [True] * (len(piece_ids) - len(head_ids))
                 return
-        piece_ids, offsets = self.tokenizer.encode_with_offsets(piece, at_start=start == 0)
+        piece_ids, offsets = self.tokenizer.encode_with_offsets(piece, at_start=at_start)
         mask = [False] * len(piece_ids)
         for a, b in spans:
-            if a >= start + len(piece):
-                break
-            first = bisect_right(offsets, a - start, key=_end)
-            behind = bisect_left(offsets, b - start, lo=first, key=_start)
+            first = bisect_right(offsets, a, key=_end)
+            behind = bisect_left(offsets, b, lo=first, key=_start)
             mask[first:behind] = [True] * (behind - first)
-        ids.extend(piece_ids)
-        trained.extend(mask)
+        ids += piece_ids
+        trained += mask
 
     def _ids_of(self, piece: str, at_start: bool, known: Mapping[str, list[int]]) -> list[int]:
-        if len(piece) > _SHORT:
+        if len(piece) > SHORT:
             found = known.get(piece)
             return self.tokenizer.encode(piece, at_start=at_start) if found is None else found
         short = self._short_ids.get((piece, at_start))
@@ -290,20 +290,6 @@ class ChatTemplate:
             if len(self._short_ids) < 4096:
                 self._short_ids[piece, at_start] = short
         return short
-
-
-def _pieces(reading: Reading) -> Iterator[str]:
-    """The texts between control tokens, as ``_encode`` cuts them."""
-    position = 0
-    for start, end, _ in reading.controls:
-        yield reading.text[position:start]
-        position = end
-    yield reading.text[position:]
-
-
-def _spans_of(reading: Reading, plain: Turns, overrides: list[bool | None], mode: str) -> list[Span]:
-    spans = _trained_spans(reading, [message["role"] for message in plain], overrides)
-    return _without(spans, thinking_spans(reading)) if mode == "mask" else spans
 
 
 def _unpickled(source: str | None, tokenizer: Tokenizer, thinking: str) -> ChatTemplate:
@@ -322,96 +308,6 @@ def _start(offset: Span) -> int:
 
 def _end(offset: Span) -> int:
     return offset[1]
-
-
-def _require_shown(reading: Reading, messages: Turns, tools: Turns | None) -> None:
-    """A template made without tools in mind leaves them out without a word; a row that has them must not be trained so."""
-    shown = {i for _, _, i in reading.parts[CALL]}
-    for i, message in enumerate(messages):
-        if message.get("tool_calls") and message["role"] == "assistant" and i not in shown:
-            raise SproutError(
-                f"the chat template leaves out the tool calls of message {i + 1}; use one that writes them "
-                "(template.use: chatml or qwen3)"
-            )
-    if tools and tools[0]["function"]["name"] not in reading.text:
-        raise SproutError(
-            "the chat template leaves out the tools that the conversation offers; use one that writes them "
-            "(template.use: chatml or qwen3)"
-        )
-
-
-def _templates_own(reading: Reading, messages: Turns) -> list[tuple[int, int, str]]:
-    """The control tokens, less those whose name came about inside the text of a user, system or tool turn.
-
-    Names that stand in the content are shielded; these the template put together by leaving something out, say
-    ``replace('#', '')`` on ``<|im_#end|>``. In a reply it is the template's own doing: Qwen's writes ``</think>`` there.
-    """
-    foreign = sorted((a, b) for a, b, i in reading.contents if messages[i]["role"] != "assistant")
-    if not foreign:
-        return reading.controls
-    kept = []
-    for control in reading.controls:
-        before = bisect_right(foreign, (control[0], len(reading.text))) - 1
-        if before < 0 or not foreign[before][0] <= control[0] < foreign[before][1]:
-            kept.append(control)
-    return kept
-
-
-def _trained_spans(reading: Reading, roles: list[str], overrides: list[bool | None]) -> list[Span]:
-    """Generation spans, less the turns that say train=False, plus the turns of others that say train=True."""
-    spans = list(reading.generations)
-    if any(override is not None for override in overrides):
-        spans = [span for k, span in enumerate(spans) if not _says_no(k, reading, roles, overrides)]
-        for a, b, i in reading.contents:
-            if overrides[i] and roles[i] != "assistant":
-                end = next((stop for begin, stop, _ in reading.controls if begin >= b), b)
-                spans.append((a, end))
-    return _merged(spans)
-
-
-def _says_no(k: int, reading: Reading, roles: list[str], overrides: list[bool | None]) -> bool:
-    """Whether the turn of the k-th generation span says train=False."""
-    start, end = reading.generations[k]
-    owners = {i for parts in reading.parts for a, b, i in parts if start <= a and b <= end}
-    assistants = [i for i, role in enumerate(roles) if role == "assistant"]
-    if not owners and len(reading.generations) == len(assistants):
-        owners = {assistants[k]}  # an empty reply carries no mark; its place in the order tells whose it is
-    return any(overrides[i] is False for i in owners)
-
-
-def thinking_spans(reading: Reading) -> list[Span]:
-    """Where the reasoning stands, with the tags around it and the blanks behind them."""
-    text = reading.text
-    starts = {start: end for start, end, _ in reading.controls}
-    ends = {end: start for start, end, _ in reading.controls}
-    spans = []
-    for a, b, _ in reading.parts[REASONING]:
-        before = len(text[:a].rstrip())
-        after = b + len(text[b:]) - len(text[b:].lstrip())
-        opening = ends.get(before, before - len("<think>") if text.endswith("<think>", 0, before) else None)
-        closing = starts.get(after, after + len("</think>") if text.startswith("</think>", after) else None)
-        if opening is not None and closing is not None:
-            a, b = opening, closing + len(text[closing:]) - len(text[closing:].lstrip())
-        spans.append((a, b))
-    return spans
-
-
-def _without(spans: list[Span], holes: list[Span]) -> list[Span]:
-    """``spans`` less ``holes``."""
-    for a, b in holes:
-        spans = [piece for start, end in spans for piece in ((start, min(end, a)), (max(start, b), end))]
-        spans = [(start, end) for start, end in spans if start < end]
-    return sorted(set(spans))
-
-
-def _merged(spans: list[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for start, end in sorted(span for span in spans if span[0] < span[1]):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
 
 
 # --- what a template must do ------------------------------------------------------------------------------------------
