@@ -121,11 +121,12 @@ class _HoleEnvironment(Limits):
 
     def guard(self) -> None:
         """Watch filters and tests, and refuse what is not the same each time."""
-        function: Callable[..., Any]
-        for name, function in list(self.filters.items()):
-            self.filters[name] = _guarded(function, _FILTERS.get(name))
-        for name, test in list(self.tests.items()):
-            self.tests[name] = _guarded(test, _answering(_ANSWERS[name]) if name in _ANSWERS else None)
+        filters: dict[str, Callable[..., Any]] = self.filters
+        tests: dict[str, Callable[..., Any]] = self.tests
+        for name, function in list(filters.items()):
+            filters[name] = _guarded(function, _FILTERS.get(name))
+        for name, function in list(tests.items()):
+            tests[name] = _guarded(function, _answering(_ANSWERS[name]) if name in _ANSWERS else None)
         self.filters["random"] = self.globals["lipsum"] = self.globals["strftime_now"] = _refuse
 
     def written(self, value: Any) -> Any:
