@@ -45,8 +45,9 @@ class Counts:
         """Count a record, its row's schema, and what it has beside text."""
         self.records_out += 1
         self.schemas[schema] += 1
-        for name in special_things(record):
-            self.special[name] += 1
+        found = special_things(record)
+        if found:
+            self.special.update(found)
 
     def note(self, sentence: str) -> None:
         """Keep a sentence for the person, once."""
@@ -136,8 +137,13 @@ def special_things(record: Record) -> list[str]:
     calls = thinking = train = False
     for part in messages_of(record):
         for turn in part:
-            calls |= bool(turn.tool_calls)
-            thinking |= bool(turn.reasoning_content)
-            train |= turn.train is not None
+            if turn.tool_calls:
+                calls = True
+            if turn.reasoning_content:
+                thinking = True
+            if turn.train is not None:
+                train = True
+    if not (calls or thinking or train or record.tools):
+        return []
     there = (("tools", bool(record.tools)), ("tool calls", calls), ("thinking", thinking), ("train or weight", train))
     return [name for name, found in there if found]
