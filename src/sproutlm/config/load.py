@@ -56,7 +56,21 @@ def load_recipe(
     cwd = Path(cwd or Path.cwd()).absolute()
     file, notes = find_recipe(path, cwd)
     label = str(path) if not notes else str(file)
-    document = parse(_read(file, label), label, file.parent)
+    return load_text(_read(file, label), label, file, overrides, cwd, environ, notes)
+
+
+def load_text(
+    text: str,
+    label: str,
+    file: Path,
+    overrides: Sequence[str] = (),
+    cwd: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Loaded:
+    """Load a recipe from its text, as if it stood in ``file``; messages call it ``label``."""
+    cwd = cwd or Path.cwd()
+    document = parse(text, label, file.parent)
     if not isinstance(document.data, dict):
         what = "empty" if document.data is None else "not a list of 'key: value' lines"
         raise RecipeError([f"{label}: {what}; a recipe has at least name, data, model and train"])

@@ -1,0 +1,82 @@
+"""What is said to fit fits, what is said not to does not, and the settings named are a recipe's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sproutlm.config.model import ModelConfig
+from sproutlm.config.presets import PRESETS
+from sproutlm.config.schema import Recipe
+from sproutlm.plan import Setting, inference_memory, training_memory
+from sproutlm.plan.fit import CARDS, cards, fit_training, longest_context, machine
+
+GPT2 = ModelConfig(**PRESETS["gpt2"].shape)
+ASKED = Setting(rows=64, seq_len=1024, optimizer="adamw")
+FIELDS = {
+    "train.micro_batch": "rows",
+    "train.compute": "compute",
+    "data.seq_len": "seq_len",
+    "optimizer.name": "optimizer",
+}
+
+
+def need(setting: Setting) -> int:
+    return sum(training_memory(GPT2, setting).values())
+
+
+def with_settings(changes: dict[str, Any]) -> Setting:
+    return replace(ASKED, **{FIELDS[key]: value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize("gib", [2.75, 3, 3.5, 4, 6, 8, 16, 24, 80])
+def test_the_named_settings_make_it_fit_and_less_would_not(gib: float) -> None:
+    room = int(gib * 2**30)
+    found = fit_training(GPT2, ASKED, room)
+    changes = found["settings"]
+    assert changes is not None and need(with_settings(changes)) == found["bytes"] <= room
+    if changes:
+        assert need(ASKED) > room
+    if set(changes) == {"train.micro_batch"}:
+        assert need(replace(ASKED, rows=2 * changes["train.micro_batch"])) > room
+    most = replace(with_settings(changes), rows=found["micro_batch_at_most"])
+    assert need(most) <= room < need(replace(most, rows=2 * most.rows)) or most.rows == 1024
+
+
+def test_what_changes_least_comes_first() -> None:
+    kinds = [set(fit_training(GPT2, ASKED, int(gib * 2**30))["settings"]) for gib in (400, 8, 3, 2.75)]
+    assert kinds[0] == set() and kinds[1] == {"train.micro_batch"}
+    assert "train.compute" in kinds[2] and "optimizer.name" not in kinds[2]
+    assert "optimizer.name" in kinds[3]
+
+
+def test_what_no_setting_helps_does_not_fit() -> None:
+    assert fit_training(GPT2, ASKED, 2**30) == {"settings": None, "micro_batch_at_most": 0, "bytes": need(ASKED)}
+
+
+def test_every_setting_named_is_a_key_of_a_recipe() -> None:
+    for key in FIELDS:
+        section, name = key.split(".")
+        assert name in Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "llama3.2-1b", "gemma2-2b"])
+def test_the_longest_context_is_the_longest(name: str, rows: int) -> None:
+    config, room = ModelConfig(**PRESETS[name].shape), 12 * 2**30
+    longest = longest_context(config, rows, room, "float32")
+    assert sum(inference_memory(config, rows, longest, "float32").values()) <= room
+    if longest < config.max_seq_len:
+        assert sum(inference_memory(config, rows, longest + 64, "float32").values()) > room
+
+
+def test_a_model_beyond_the_room_has_no_context() -> None:
+    assert longest_context(ModelConfig(**PRESETS["qwen3-8b"].shape), 1, 8 * 2**30, "bf16") == 0
+
+
+def test_cards_and_this_machine() -> None:
+    assert [place.name for place in cards()] == [f"{gib} GB" for gib in (4, 8, 12, 16, 24, 40, 80, 141)]
+    assert all(place.room < gib * 2**30 for place, gib in zip(cards(), CARDS, strict=True))
+    assert machine(2**34, None).name == "CPU 16 GB" and machine(2**34, 2**30).room == 2**30
