@@ -160,6 +160,13 @@ def test_a_null_label_is_told_as_such_and_not_as_another_schema(tmp_path):
         records(path)
 
 
+def test_a_row_nested_as_deep_as_json_goes_is_one_bad_row_where_it_is_to_be_filled(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "x": ' + "[" * 900 + "]" * 900 + '}\n{"text": "b {{x}}"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*(too deeply|recursion)"):
+        records(path, fill={"x": "y"})
+
+
 # --- folders and links ----------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .fields import RowError
+
 _PLACEHOLDER = re.compile(r"\{\{[ \t]*([^\W\d]\w*)[ \t]*\}\}")
 
 
@@ -17,13 +19,17 @@ def filled(value: Any, fill: dict[str, str], used: set[str]) -> Any:
         used.add(found[1])
         return fill[found[1]]
 
-    if isinstance(value, str):
-        return _PLACEHOLDER.sub(text_for, value) if "{{" in value else value
-    if isinstance(value, dict):
-        return {key: filled(inner, fill, used) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [filled(inner, fill, used) for inner in value]
-    return value
+    def inside(value: Any) -> Any:
+        if isinstance(value, str):
+            return _PLACEHOLDER.sub(text_for, value) if "{{" in value else value
+        if isinstance(value, dict):
+            return {key: inside(inner) for key, inner in value.items()}
+        return [inside(inner) for inner in value] if isinstance(value, list) else value
+
+    try:
+        return inside(value)
+    except RecursionError:
+        raise RowError("the row is nested too deeply to fill; take it out", reason="nested too deeply") from None
 
 
 def placeholder_in(value: Any) -> str | None:
