@@ -4,7 +4,7 @@
 
 prepare: tokenise and shard real sets (repeated to --mb of input), texts and texts with instruction rows, beside
 ``tokenizers.encode_batch`` alone on the same cores: texts already in memory, nothing read, framed, masked or written.
-chats: the instruction rows alone, on one thread: rows/s of reading, rendering and encoding them, beside encoding them alone.
+mixed: of prepare, the texts with instruction rows only (chats.py measures conversations on one thread).
 map: the texts beside ``datasets.map(batched=True, num_proc=2)`` with the same tokenizer, from the same file to arrow.
 batch: ``batch(step)`` at 2k context beside a training step of the poems recipe's model. packing: a million documents.
 Sides take turns within one run; ratios are medians of pairs. Memory is the highest sum of resident sizes over a process and
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import itertools
 import json
 import os
 import platform
@@ -205,56 +204,6 @@ def compare(names: list[str], files: list[Path], tokenizer_dir: Path, rounds: in
     return report
 
 
-# --- conversations, one thread -----------------------------------------------------------------------------------------
-
-
-def chats(files: list[Path], tokenizer_dir: Path, rounds: int, most: int = 8000) -> dict[str, Any]:
-    """Rows per second of CPU, medians of rounds in which the ways take turns; at most ``most`` rows of each file.
-
-    ``one_by_one`` renders through the template each time, ``filled`` is what ``prepare`` does: conversations of one
-    shape are rendered once. ``encode`` is ``encode_batch`` on texts that were rendered before.
-    """
-    import tokenizers
-
-    from sproutlm.config.schema import SourceConfig
-    from sproutlm.data.encode import Encoder
-    from sproutlm.data.records import Chat
-    from sproutlm.data.sources import Counts, open_source, record_from
-    from sproutlm.tokenizer import ChatTemplate, Tokenizer
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = Tokenizer.load(tokenizer_dir)
-    template = ChatTemplate.of(tokenizer)
-    encoder = Encoder(tokenizer, template, SEQ_LEN, "skip", "auto")
-    backend = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-    report: dict[str, Any] = {}
-    for file in files:
-        source = open_source(SourceConfig(path=str(file)))
-        raw = list(itertools.islice(source.rows, most))
-        parts = [raw[at : at + 256] for at in range(0, len(raw), 256)]
-        records = [record_from(row, source.door, "skip", Counts()) for row in raw]
-        conversations = [(r.messages, r.tools) for r in records if isinstance(r, Chat)]
-        batches = [conversations[at : at + 256] for at in range(0, len(conversations), 256)]
-        texts = [[shown.text for shown in template.render_batch(batch)] for batch in batches]
-        ways: dict[str, Callable[[], Any]] = {
-            "encode": lambda: [[e.ids for e in backend.encode_batch(t, add_special_tokens=False)] for t in texts],
-            "one_by_one": lambda: [template.render(*each) for each in conversations],
-            "filled": lambda: [template.render_batch(batch) for batch in batches],
-            "rows_to_arrays": lambda: [encoder.chunk(part, source.door) for part in parts],
-        }
-        spent: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, way in ways.items():
-                used = time.process_time()
-                way()
-                spent[name].append(time.process_time() - used)
-        report[file.name] = {
-            "rows": len(conversations),
-            **{f"{name}_rows_per_cpu_s": round(len(conversations) / statistics.median(s)) for name, s in spent.items()},
-        }
-    return report
-
-
 # --- batches ------------------------------------------------------------------------------------------------------------
 
 
@@ -355,9 +304,7 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="Tokenising processes; 0 = all cores.")
-    parser.add_argument(
-        "--part", choices=("prepare", "mixed", "chats", "map", "batch", "packing", "all"), default="all"
-    )
+    parser.add_argument("--part", choices=("prepare", "mixed", "map", "batch", "packing", "all"), default="all")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--tokenizer", help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
@@ -380,7 +327,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {}
     if arguments.out.is_file():
         report = json.loads(arguments.out.read_text(encoding="utf-8"))
-    for part in ("prepare", "mixed", "chats", "map", "batch", "packing"):
+    for part in ("prepare", "mixed", "map", "batch", "packing"):
         if asked(part):
             report.setdefault("runs", {})[part] = machine()
     with tempfile.TemporaryDirectory(prefix="sprout-bench-") as folder:
@@ -410,9 +357,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 "share_of_texts": round(share, 3),
                 **compare(["sproutlm", "encode_batch"], files, tokenizer_dir, arguments.rounds, arguments.workers),
             }
-        if asked("chats"):
-            report["chats"] = chats([arguments.data / name for name in INSTRUCTIONS], tokenizer_dir, arguments.rounds)
-            print(report["chats"], flush=True)
         if asked("map"):
             repeat(plain, arguments.mb, texts)
             print("datasets.map", flush=True)

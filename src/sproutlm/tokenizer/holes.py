@@ -93,8 +93,12 @@ class Hole:
     __add__ = __radd__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __html__ = __bytes__ = _looked  # type: ignore[assignment]
 
 
+def _answering(answer: bool) -> Callable[..., bool]:
+    return lambda _: answer
+
+
 _METHODS = ("strip", "lstrip", "rstrip")
-_ANSWERS = {  # tests with one answer for every text that is not blank
+_ANSWERS: dict[str, bool] = {  # tests with one answer for every text that is not blank
     "string": True, "defined": True, "iterable": True, "sequence": True, "undefined": False, "none": False,
     "mapping": False, "number": False, "boolean": False, "integer": False, "float": False,
 }  # fmt: skip
@@ -105,6 +109,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {  # the few that may be given a hole
     "_text": lambda hole: hole,
 }
 _FILTERS["d"] = _FILTERS["default"]
+_TESTS = {name: _answering(answer) for name, answer in _ANSWERS.items()}
 # Statements whose text goes to the output and nowhere else. Macros, set blocks and the like hand it back as a string.
 _STATEMENTS = (nodes.Output, nodes.For, nodes.If, nodes.Assign, nodes.ExprStmt, nodes.With, nodes.Break, nodes.Continue)
 
@@ -121,12 +126,10 @@ class _HoleEnvironment(Limits):
 
     def guard(self) -> None:
         """Watch filters and tests, and refuse what is not the same each time."""
-        filters: dict[str, Callable[..., Any]] = self.filters
-        tests: dict[str, Callable[..., Any]] = self.tests
-        for name, function in list(filters.items()):
-            filters[name] = _guarded(function, _FILTERS.get(name))
-        for name, function in list(tests.items()):
-            tests[name] = _guarded(function, _answering(_ANSWERS[name]) if name in _ANSWERS else None)
+        for table in (self.filters, self.tests):
+            allowed = _FILTERS if table is self.filters else _TESTS
+            for name in list(table):
+                table[name] = _guarded(table[name], allowed.get(name))  # type: ignore[arg-type,assignment]
         self.filters["random"] = self.globals["lipsum"] = self.globals["strftime_now"] = _refuse
 
     def written(self, value: Any) -> Any:
@@ -167,10 +170,6 @@ class _HoleEnvironment(Limits):
         if _has_hole(args, kwargs) and __obj is not Namespace and __obj is not dict:
             raise Looked
         return super().call(__context, __obj, *args, **kwargs)
-
-
-def _answering(answer: bool) -> Callable[..., bool]:
-    return lambda _: answer
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
