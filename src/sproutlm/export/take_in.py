@@ -13,7 +13,7 @@ from ..families.lazy import header_of
 from ..train.checkpoint import file_sha256
 from .huggingface import replacing, write_json
 from .read import TOKENIZER_FILES, read, recognise_folder
-from .weights import DTYPES, INDEX, SHARD_BYTES, dtype_named, read_json, weight_files, write_weights
+from .weights import DTYPES, INDEX, dtype_named, read_json, weight_files, write_weights
 
 IMPORT_NOTE = "import.json"
 
@@ -23,7 +23,7 @@ def import_folder(
     out: Path | str,
     *,
     dtype: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = 1_000_000_000,  # a shard is in memory twice while it is written
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Check a Hugging Face folder and copy it to ``out/model``, so that ``out`` can be used like a run folder.

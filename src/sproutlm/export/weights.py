@@ -26,9 +26,6 @@ HEADER_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
-# A file is mapped into memory while it is read; past this many bytes it is opened anew, so that what has been read does
-# not stay in memory beside its copy.
-REOPEN_BYTES = 100_000_000
 # Biases that choose experts differ by little; transformers, too, keeps them in float32 in a bf16 model.
 ALWAYS_FLOAT32 = ("e_score_correction_bias", "expert_bias")
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
@@ -81,40 +78,45 @@ def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """``tensor`` in ``dtype``; CheckpointError where a finite value does not fit (float16 ends at 65,504)."""
     if name.endswith(ALWAYS_FLOAT32) or not tensor.is_floating_point():
         return tensor
-    made = tensor.to(dtype)
-    if dtype == torch.float16 and made is not tensor and not made.isfinite().all():
-        beyond = int((made.isinf() & tensor.isfinite()).sum())
-        if beyond:
+    if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel():
+        limit = torch.finfo(dtype).max
+        if max(map(abs, map(float, tensor.aminmax()))) > limit:
+            beyond = int((tensor.isfinite() & (tensor.abs() > limit)).sum())
             raise CheckpointError(
                 f"{name}: {beyond} values are beyond the range of float16 (65,504) and would become infinite; use bfloat16"
             )
-    return made
+    return tensor.to(dtype)
 
 
 class OneFile:
-    """A safetensors file whose tensors are copied out one at a time; opened again from time to time (REOPEN_BYTES)."""
+    """A safetensors file, its header checked by the library. Tensors are read into memory of their own: not mapped, because
+    the pages of the file would stay beside the copy, and because a later save may replace the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle: Any = None
-        self._given = 0
         try:
             with safe_open(path, framework="pt") as handle:  # compares the file's size with what its header says
                 self.header = {name: _meta(handle.get_slice(name)) for name in handle.keys()}
-        except (SafetensorError, OSError) as error:
+            self._file = path.open("rb", buffering=0)
+            length = int.from_bytes(self._file.read(8), "little")
+            entries = json.loads(self._file.read(length))
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(damaged(path, error)) from None
+        self._starts = {name: 8 + length + entries[name]["data_offsets"][0] for name in self.header}
 
     def tensor(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        made = torch.empty_like(self.header[name], device="cpu")
+        rest = memoryview(made.reshape(-1).view(torch.uint8).numpy())
         try:
-            if self._handle is None or self._given > REOPEN_BYTES:
-                self._handle, self._given = safe_open(self.path, framework="pt"), 0
-            seen = self._handle.get_tensor(name)
-            self._given += seen.nbytes
-            made = seen if dtype is None else cast(seen, dtype, name)
-        except (SafetensorError, OSError) as error:
+            self._file.seek(self._starts[name])
+            while rest:
+                got = self._file.readinto(rest)
+                if not got:
+                    raise OSError("the file ends before the tensor does")
+                rest = rest[got:]
+        except OSError as error:
             raise CheckpointError(damaged(self.path, error, name)) from None
-        # A copy: what safetensors hands out may be a view of the file, which a later save replaces.
-        return made.clone() if made.data_ptr() == seen.data_ptr() else made
+        return made if dtype is None else cast(made, dtype, name)
 
 
 def _meta(part: Any) -> Tensor:
