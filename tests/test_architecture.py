@@ -30,7 +30,8 @@ ALLOWED = {
     "infer": {"config", "model", "families", "tokenizer", "data", "export"},
     "eval": {"config", "model", "families", "tokenizer", "data", "infer", "export", "train", "objectives"},
     "export": {"config", "model", "families", "tokenizer", "data", "train"},
-    "cli": {"config", "data", "tokenizer", "infer", "eval", "export", "pipeline", "plan", "doctor", "hub"},
+    "verify": {"config", "model", "families", "data", "objectives", "train", "export"},
+    "cli": {"config", "data", "tokenizer", "infer", "eval", "export", "pipeline", "plan", "doctor", "hub", "verify"},
 }
 # (file, module): a step against the direction, with its reason.
 EXCEPTIONS = {

@@ -43,7 +43,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def scaled_frequencies(positions: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """Frequencies (rotary_dim/2,) float32 under the config's ``rope_scaling``, and the factor on the tables."""
+    """Frequencies (rotary_dim/2,) float32 under the config's ``rope_scaling``, and the factor on the tables; those of
+    ``dynamic`` differ by token, (..., seq, rotary_dim/2)."""
     dim, theta, scaling, device = config.rotary_dim, config.rope_theta, config.rope_scaling, positions.device
     if scaling is None:
         return rope_frequencies(dim, theta, device), 1.0
@@ -58,13 +59,23 @@ def scaled_frequencies(positions: Tensor, config: ModelConfig) -> tuple[Tensor, 
 
 
 def _dynamic(dim: int, theta: float, factor: float, original: int, positions: Tensor) -> Tensor:
-    """NTK-aware: the base grows with the longest position seen, so that short inputs are what they were.
+    """NTK-aware: the base grows with the document's length, so that short documents are what they were, whatever longer
+    ones share their batch. (..., seq) -> (..., seq, rotary_dim/2)"""
+    lengths = document_lengths(positions).clamp_min(original).float()
+    base = theta * (factor * lengths / original - (factor - 1)) ** (dim / (dim - 2))
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64, device=positions.device).float() / dim
+    return 1.0 / (base[..., None] ** exponents)
 
-    The length is read from the positions, which waits for the device: only models that ask for this kind pay for it.
-    """
-    length = max(int(positions.max()) + 1, original)
-    stretch = factor * length / original - (factor - 1)
-    return rope_frequencies(dim, theta * stretch ** (dim / (dim - 2)), positions.device)
+
+def document_lengths(positions: Tensor) -> Tensor:
+    """Length of the document that each position belongs to, where a document is a run of positions that grow by one:
+    its last position + 1. (..., seq) -> (..., seq)"""
+    seq = positions.shape[-1]
+    goes_on = positions[..., 1:] == positions[..., :-1] + 1
+    last = torch.cat((~goes_on, torch.ones_like(positions[..., :1], dtype=torch.bool)), dim=-1)
+    slots = torch.arange(seq, device=positions.device).expand_as(positions)
+    ends = slots.masked_fill(~last, seq).flip(-1).cummin(-1).values.flip(-1)  # slot of each document's last token
+    return positions.gather(-1, ends) + 1
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling, original: int) -> Tensor:

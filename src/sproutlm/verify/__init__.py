@@ -1,0 +1,9 @@
+"""Proof that the model computes what it should: every family beside transformers and beside itself, and the experts."""
+
+from __future__ import annotations
+
+from .model import verify_model
+from .moe import verify_moe
+from .report import print_report
+
+__all__ = ["print_report", "verify_model", "verify_moe"]
