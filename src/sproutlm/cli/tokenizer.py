@@ -20,7 +20,7 @@ Folder = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     group = typer.Typer(help="Train, extend, test and compare tokenizers.", no_args_is_help=True, rich_markup_mode=None)
-    for verb in (train, extend, test, lint, compare):
+    for verb in (train, extend, remap, test, lint, compare):
         group.command(no_args_is_help=True)(verb)
     app.add_typer(group, name="tokenizer")
 
@@ -116,6 +116,21 @@ def extend(
     for name, id_ in report["tokens"].items():
         typer.echo(f"  {id_:>7}  {name}")
     typer.echo(f"{out}: {report['vocab_size']:,} ids, {report['was']:,} before")
+    write_json(json_file, report)
+
+
+def remap(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run, a checkpoint or a Hugging Face folder.")],
+    tokenizer: Annotated[Path, typer.Argument(metavar="NEW_TOKENIZER", help="The tokenizer it is to have.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, to start from with init_from.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Give a model another tokenizer, for continued pretraining."""
+    from ..pipeline.remap import remap_folder
+
+    check_json_target(json_file)
+    report = remap_folder(model, tokenizer, out, say=say)
+    typer.echo(f"wrote {out}; train it on text: init_from: {out}")
     write_json(json_file, report)
 
 

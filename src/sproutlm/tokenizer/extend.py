@@ -56,7 +56,7 @@ def new_ids(old: Tokenizer, new: Tokenizer) -> dict[int, str]:
 
     SproutError where ``new`` is not ``old`` with tokens added, so that rows of a model would change their meaning.
     """
-    before, after = _names(old), _names(new)
+    before, after = names_of(old), names_of(new)
     added = {id_: name for id_, name in sorted(after.items()) if before.get(id_) != name}
     wrong = [id_ for id_ in added if id_ in before and not before[id_].startswith(RESERVED)]
     wrong += sorted(set(before) - set(after))
@@ -69,7 +69,8 @@ def new_ids(old: Tokenizer, new: Tokenizer) -> dict[int, str]:
     return added
 
 
-def _names(tokenizer: Tokenizer) -> dict[int, str]:
+def names_of(tokenizer: Tokenizer) -> dict[int, str]:
+    """Each id's token as it is spelt in tokenizer.json."""
     data = tokenizer.backend_json
     names = {id_: token for token, id_ in model_ids(data).items()}
     return names | {token["id"]: token["content"] for token in data["added_tokens"]}
