@@ -218,6 +218,23 @@ MIXTURES = (
         ),
     ),
 )
+DOTS: Part = (
+    {"moe": {"n_experts": 6, "top_k": 2, "expert_dim": 16, "shared_dim": 32, "scale": 2.5, "dense_layers": (0,)}},
+    {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 2}
+    | {"routed_scaling_factor": 2.5, "first_k_dense_replace": 1, "norm_topk_prob": True},
+)
+SHARED = (
+    case("dots1", "dots1", heads(4, 2, 12), DOTS, ({}, {"sliding_window": None})),
+    case(
+        "dots1-biases-yarn-windows",
+        "dots1",
+        heads(4, 2, 16),
+        DOTS,
+        BIASES,
+        YARN,
+        ({"sliding_window": 4, "window_pattern": "FS"}, {"sliding_window": 4, "max_window_layers": 1}),
+    ),
+)
 # Parts that no family of transformers has together: proved beside themselves only.
 RESEARCH = (
     Case(
@@ -240,7 +257,7 @@ RESEARCH = (
         },
     ),
 )
-CASES: dict[str, Case] = {one.name: one for one in (*DENSE, *MIXTURES, *RESEARCH)}
+CASES: dict[str, Case] = {one.name: one for one in (*DENSE, *MIXTURES, *SHARED, *RESEARCH)}
 
 
 def cases_of(family: str) -> Iterator[Case]:

@@ -20,6 +20,7 @@ CLASSES = {
     "gemma2": "Gemma2",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
+    "dots1": "Dots1",
     "qwen2_moe": "Qwen2Moe",
 }
 NAMES = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "ffn_dim": "intermediate_size"}

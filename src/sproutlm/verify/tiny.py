@@ -27,6 +27,11 @@ def randomise(module: nn.Module, norm_offset: bool = False, seed: int = 7) -> No
         else:
             std = 0.1 if any(table in name for table in TABLES) else 0.2
             parameter.normal_(0, std, generator=generator)
+    for name, buffer in module.named_buffers():
+        if name.endswith(
+            "e_score_correction_bias"
+        ):  # what steers the choice of experts is no parameter in transformers
+            buffer.normal_(0, 0.2, generator=generator)
 
 
 def random_model(case: Case, config: ModelConfig | None = None) -> Transformer:
