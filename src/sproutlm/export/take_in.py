@@ -39,6 +39,11 @@ def import_folder(
         say(
             f"{hf_dir}: no tokenizer.json, so the model comes without a tokenizer: it can be trained further, not talked to"
         )
+    if tokenizer is not None and say is not None and tokenizer.vocab_size < 0.9 * config.vocab_size:
+        say(
+            f"warning: {hf_dir}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows; that "
+            "is more than spare rows usually are: make sure that it is the tokenizer the model was trained with"
+        )
     found, header, weights = recognise_folder(hf_dir), header_of(state), weight_files(hf_dir)["present"]
     note: dict[str, Any] = {
         "source": str(hf_dir),

@@ -133,6 +133,11 @@ class Family:
         Names, shapes and types are checked now, from the file's header. A tied head that is stored, too, is accepted if
         equal, or if the embedding is stored as the head alone.
         """
+        if config.n_layers > len(state):  # before a model of so many layers is laid out
+            raise SproutError(
+                f"config.json says {config.n_layers} layers, and the weights are {len(state)} tensors in all; one of the two "
+                "belongs to another model"
+            )
         shapes = expected_shapes(config)
         plain = state if self.layout is None else self.layout.plain(config, state)
         header = header_of(state)
@@ -179,8 +184,11 @@ class Family:
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a ``Transformer`` of this config, without allocating one."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    try:
+        with torch.device("meta"):
+            model = Transformer(config)
+    except (RuntimeError, OverflowError) as error:  # sizes whose product is beyond what torch counts with
+        raise SproutError(f"a model of these sizes cannot exist: {str(error).splitlines()[0]}") from None
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
