@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend, decoders, models, normalizers, pre_
 from sproutlm.data.inspect import pieces_of
 from sproutlm.errors import SproutError
 from sproutlm.tokenizer import ChatTemplate, StreamDecoder, Tokenizer
+from sproutlm.tokenizer.library import load_template
 from sproutlm.tokenizer.spm import convert
 from sproutlm.tokenizer.spm_model import read_model
 
@@ -211,3 +212,16 @@ def test_a_file_cut_in_half_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(SproutError, match="not a tokenizer's file; expected tokenizer.json"):
         Tokenizer.load(tmp_path / "notes.txt")
+
+
+def test_end_and_pad_that_were_found_are_written_down(tmp_path: Path) -> None:
+    """Pitfalls 1 and 6: templates and other programs end and pad with the same tokens as we do."""
+    tokenizer = word_piece()
+    assert tokenizer.eos_id == tokenizer.token_id("[SEP]")
+    prompt = [{"role": "user", "content": "the fox"}]
+    assert ChatTemplate(load_template("plain"), tokenizer).render(prompt, add_generation_prompt=True).ids
+    tokenizer.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert (config["eos_token"], config["pad_token"]) == ("[SEP]", "[PAD]")
+    shared = Tokenizer((tmp_path / "tokenizer.json").read_text("utf-8"), {**config, "pad_token": "[SEP]"})
+    assert shared.config["pad_token"] == shared.token_text(shared.pad_id) != "[SEP]"

@@ -228,3 +228,18 @@ def test_damaged_and_unknown_rank_files_are_one_sentence(tmp_path: Path) -> None
     (tmp_path / "llama" / "tokenizer.model").write_bytes(rank_file())
     with pytest.raises(SproutError, match="load the model's tokenizer.json instead"):
         Tokenizer.load(tmp_path / "llama")
+
+
+def test_new_tokens_behind_gaps_keep_their_ids_in_other_programs(tmp_path: Path) -> None:
+    """Pitfall 9: the tokenizers library would number what cl100k_base gets besides from the count of its tokens on."""
+    from sproutlm.tokenizer.extend import extend
+
+    file = tmp_path / "mine.tiktoken"
+    file.write_bytes(rank_file())
+    tokenizer = from_tiktoken(file, encoding="cl100k_base")
+    longer = extend(extend(tokenizer, ["<|im_start|>", "<|im_end|>"]), ["<|more|>"])
+    longer.save(tmp_path / "out")
+    theirs = Backend.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert longer.control_tokens["<|more|>"] == tokenizer.vocab_size + 2
+    assert {name: theirs.token_to_id(name) for name in longer.control_tokens} == longer.control_tokens
+    assert longer.encode("the <|more|> fox") == tokenizer.encode("the <|more|> fox")

@@ -8,20 +8,53 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.loader import Batch, Loader
 from ..errors import DataError
 from ..infer.engine import evaluating
 from ..model import Transformer
+from ..tokenizer.tokenizer import Tokenizer
 from ..train.loss import IGNORE, token_nll
 
 
+class TextBytes:
+    """Counts the UTF-8 bytes of text in a batch's targets.
+
+    A tokenizer may put a blank of its own before a text (``Tokenizer.dummy_blank``); no one wrote it, so that it does not
+    count. ``vocab_size``: ids of the model, which may have spare rows beyond its tokenizer's; they stand for no bytes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0) -> None:
+        size = max(vocab_size, tokenizer.vocab_size)
+        self._bytes = torch.zeros(size, dtype=torch.int64)  # (vocab,)
+        self._bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes())
+        self._dummy = tokenizer.dummy_blank
+        self._eos_id = tokenizer.eos_id
+        self._control = torch.zeros(size, dtype=torch.bool)
+        self._blank = torch.zeros(size, dtype=torch.bool)  # ids whose text begins with a blank
+        if self._dummy != "none":
+            self._control[sorted(tokenizer.control_tokens.values())] = True
+            self._blank[[i for i in range(tokenizer.vocab_size) if tokenizer.piece(i).startswith(b" ")]] = True
+
+    def of(self, batch: Batch) -> int:
+        """Bytes of all trained targets of a batch."""
+        targets, before = batch.targets.cpu(), batch.tokens.cpu()  # (rows, seq); the target comes after ``before``
+        scored = targets != IGNORE
+        n_bytes = int(self._bytes[targets[scored]].sum())
+        if self._dummy == "none":
+            return n_bytes
+        # "first": only the text of a document, which the end token opens; what follows a cut or a prompt has no such blank.
+        fresh = self._control[before] if self._dummy == "each" else before == self._eos_id
+        if self._dummy == "first":
+            fresh &= batch.positions.cpu() == 0
+        return n_bytes - int(self._blank[targets[scored & fresh]].sum())
+
+
 @torch.inference_mode()
-def bits_per_byte(model: Transformer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
+def bits_per_byte(model: Transformer, batches: Iterable[Batch], text_bytes: TextBytes) -> dict[str, float]:
     """Loss over all trained targets, summed first and divided once.
 
-    ``token_bytes`` (vocab,) int64: UTF-8 bytes of each token, 0 for control tokens, whose cost counts all the same.
+    ``text_bytes`` counts the bytes of text that the targets stand for; control tokens stand for none, and cost all the same.
     Returns nll_sum (nats), tokens, bytes, bits_per_byte = nll_sum / ln 2 / bytes, loss = nll_sum / tokens (nats), and
     perplexity = exp(loss). DataError where nothing is trained. The model's mode is put back; nothing random is drawn.
     """
@@ -34,9 +67,8 @@ def bits_per_byte(model: Transformer, batches: Iterable[Batch], token_bytes: Ten
             head = partial(token_nll, targets=targets, softcap=model.config.logit_softcap)
             nll = model(batch.tokens.to(device), batch.positions.to(device), document_ids, head=head)
             nll_sum += nll.double().sum().item()  # float64: a float32 sum drifts over millions of tokens
-            scored = batch.targets[batch.targets != IGNORE]
-            tokens += scored.numel()
-            n_bytes += int(token_bytes[scored.cpu()].sum())
+            tokens += int((batch.targets != IGNORE).sum())
+            n_bytes += text_bytes.of(batch)
     if not tokens or not n_bytes:
         raise DataError(
             f"the validation rows hold {tokens} trained tokens with {n_bytes} bytes of text, so there is nothing to "
@@ -60,12 +92,12 @@ def batches_of(loader: Loader, rows: int, micro_batch: int) -> Iterator[Batch]:
 
 
 def make_evaluator(
-    loader: Loader, token_bytes: Tensor, rows: int, micro_batch: int
+    loader: Loader, text_bytes: TextBytes, rows: int, micro_batch: int
 ) -> Callable[[Transformer, int], dict[str, float]]:
     """An evaluator for the trainer: ``val_loss`` (nats per token) and ``val_bpb`` over the first ``rows`` packed rows."""
 
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
-        figures = bits_per_byte(model, batches_of(loader, rows, micro_batch), token_bytes)
+        figures = bits_per_byte(model, batches_of(loader, rows, micro_batch), text_bytes)
         return {"val_loss": figures["loss"], "val_bpb": figures["bits_per_byte"]}
 
     return evaluate

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,7 +18,7 @@ from ..config.schema import SourceConfig
 from ..data.loader import Loader
 from ..data.prepare import prepare
 from ..errors import CheckpointError, DataError, SproutError
-from ..eval.bits_per_byte import batches_of, bits_per_byte
+from ..eval.bits_per_byte import TextBytes, batches_of, bits_per_byte
 from ..eval.questions import Question, ask, load_questions
 from ..infer.generate import open_model, run_of, stage_of
 from ..model import Transformer
@@ -84,12 +83,12 @@ def _measure_text(
     model: Transformer, tokenizer: Tokenizer, path: Path, text: Path | None, say: Say
 ) -> dict[str, Any] | None:
     """Figures of ``bits_per_byte`` with their source; None where there is no held-out text."""
-    token_bytes = _padded(torch.from_numpy(tokenizer.token_bytes()), model.config.vocab_size)
+    text_bytes = TextBytes(tokenizer, model.config.vocab_size)
     if text is not None:
         # The shards are this call's own; Windows keeps a mapped file from being deleted at once.
         with tempfile.TemporaryDirectory(prefix="sprout-eval-", ignore_cleanup_errors=True) as folder:
             loader = _text_loader(model, tokenizer, text, Path(folder), say)
-            return {"source": str(text), **_score(model, loader, token_bytes)}
+            return {"source": str(text), **_score(model, loader, text_bytes)}
     run = run_of(path)
     if run is None:
         return None
@@ -108,7 +107,7 @@ def _measure_text(
         raise CheckpointError(
             f"{path}: its tokenizer is not the one that {run / 'data'} was encoded with; use --text FILE"
         )
-    return {"source": f"validation rows of {run}", **_score(model, loader, token_bytes)}
+    return {"source": f"validation rows of {run}", **_score(model, loader, text_bytes)}
 
 
 def _text_loader(model: Transformer, tokenizer: Tokenizer, text: Path, folder: Path, say: Say) -> Loader:
@@ -120,14 +119,9 @@ def _text_loader(model: Transformer, tokenizer: Tokenizer, text: Path, folder: P
     return Loader(dataset, seq_len=seq_len, rows_per_step=1, seed=0, pad_id=tokenizer.pad_id)
 
 
-def _score(model: Transformer, loader: Loader, token_bytes: torch.Tensor) -> dict[str, float]:
+def _score(model: Transformer, loader: Loader, text_bytes: TextBytes) -> dict[str, float]:
     micro_batch = max(TOKENS_PER_PASS // loader.seq_len, 1)
-    return bits_per_byte(model, batches_of(loader, loader.rows_per_epoch, micro_batch), token_bytes)
-
-
-def _padded(token_bytes: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """A model may have spare rows beyond its tokenizer's ids: they stand for no bytes."""
-    return torch.nn.functional.pad(token_bytes, (0, max(vocab_size - len(token_bytes), 0)))
+    return bits_per_byte(model, batches_of(loader, loader.rows_per_epoch, micro_batch), text_bytes)
 
 
 # --- questions ----------------------------------------------------------------------------------------------------------

@@ -274,12 +274,12 @@ def announce(recipe: Recipe, prepared: Prepared, model: Transformer, steps: int,
 def evaluators_of(recipe: Recipe, prepared: Prepared) -> list[Callable]:
     if prepared.validation is None:
         return []
-    from ..eval.bits_per_byte import make_evaluator
+    from ..eval.bits_per_byte import TextBytes, make_evaluator
 
     loader = loader_of(recipe, prepared.validation, prepared.tokenizer.pad_id, training=False)
-    token_bytes = torch.from_numpy(prepared.tokenizer.token_bytes())
+    text_bytes = TextBytes(prepared.tokenizer)
     rows = recipe.train.validation_rows or loader.rows_per_epoch
-    return [make_evaluator(loader, token_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe))]
+    return [make_evaluator(loader, text_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe))]
 
 
 def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int], list[str]] | None:

@@ -57,12 +57,18 @@ def keep_gaps(data: Data) -> list[str]:
     vocabulary = data["model"].get("vocab")
     if not isinstance(vocabulary, dict):
         return []
-    size, last, moved = len(vocabulary), -1, []
+    size, last, last_new, moved = len(vocabulary), -1, -1, []
     for token in data.get("added_tokens", []):
         content, id_ = token["content"], token["id"]
-        given = vocabulary.get(content, max(last + 1, size))
-        last = max(last, given)
-        if given != id_:
+        # Versions of the library differ in whether numbering goes on after all added tokens or after new ones only.
+        after_all, after_new = max(last + 1, size), max(last_new + 1, size)
+        if content in vocabulary:
+            given = {vocabulary[content]}
+        else:
+            given = {after_all, after_new}
+            last_new = max(last_new, after_new)
+        last = max(last, *given)
+        if given != {id_}:
             moved.append(content)
     if moved:
         for token in data["added_tokens"]:
