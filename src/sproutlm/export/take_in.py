@@ -56,7 +56,7 @@ def import_folder(
         "notes": found.notes,
         "sha256": {path.name: file_sha256(path) for path in weights},
     }
-    names = ("generation_config.json", *TOKENIZER_FILES)
+    names = ["generation_config.json", *TOKENIZER_FILES]
     with replacing(out, ("model", IMPORT_NOTE)) as folder:
         inner = folder / "model"
         inner.mkdir()
@@ -67,11 +67,11 @@ def import_folder(
             stored = found.family.state_to_hf(config, state)
             write_weights(inner, stored, dtype, shard_bytes)
         else:
-            names = (INDEX, *names)
+            names.append(INDEX)
             for path in weights:
                 shutil.copyfile(path, inner / path.name)
         if dtype is None and (not found.notes or not found.exportable):
-            names = ("config.json", *names)
+            names.append("config.json")
         else:
             write_json(inner / "config.json", hf)
         for name in names:

@@ -106,7 +106,7 @@ class OneFile:
 
     def tensor(self, name: str, dtype: torch.dtype | None) -> Tensor:
         made = torch.empty_like(self.header[name], device="cpu")
-        rest = memoryview(made.reshape(-1).view(torch.uint8).numpy())
+        rest = memoryview(made.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         try:
             self._file.seek(self._starts[name])
             while rest:
