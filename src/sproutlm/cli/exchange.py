@@ -114,14 +114,16 @@ def _say_check(check: dict[str, Any] | None, program: str, kind: str) -> None:
 
 def _progress() -> Callable[[int, int], None]:
     """Says every few seconds how many tensors are written and how long the rest will take."""
-    begun = told = time.monotonic()
+    begun = told = 0.0
 
     def progress(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal begun, told
         now = time.monotonic()
-        if now - told > 2 and done < total:
+        if done == 1:
+            begun = told = now
+        elif now - told > 2 and done < total:
             told = now
-            say(f"{done} of {total} tensors written, about {(now - begun) / done * (total - done):.0f} s left")
+            say(f"{done} of {total} tensors written, about {(now - begun) / (done - 1) * (total - done):.0f} s left")
 
     return progress
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..tokenizer.tokenizer import Tokenizer
 
 LENGTH = 32
+MOST_LLAMA_CPP = 0.02  # it looks GELU up in a table of half-precision numbers
 MOST = 1e-3  # between two programs with the same float32 weights, relative to the largest logit
 
 
@@ -56,7 +57,9 @@ def check_folder(
     if importlib.util.find_spec("transformers") is None:
         return report
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     theirs, info = AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
@@ -71,13 +74,13 @@ def check_folder(
 
 @torch.no_grad()
 def check_gguf(
-    config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer, file: Path, *, exact_ids: bool = True
+    config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer, file: Path, kind: str
 ) -> dict[str, Any]:
     """Read a GGUF file back here and, where the ``xllamacpp`` wheel is installed, run it in llama.cpp.
 
     ``here``: the largest difference that the type of the file makes; ``llama_cpp``: of a log-probability, between
     llama.cpp and our own model of the same file; ``texts`` and ``other_ids``: probe texts, and those that get other ids
-    there (CheckFailed with ``exact_ids``), the prompt of a conversation among them.
+    there, prompts of conversations among them. CheckFailed for other ids, and for other answers of an f32 file.
     """
     from .gguf import read_weights
     from .gguf_llama_cpp import LlamaCpp, available
@@ -99,7 +102,9 @@ def check_gguf(
         report["llama_cpp"] = max(abs(float(here[id_]) - value) for id_, value in there.items())
         other = [text for text in texts if running.encode(text) != tokenizer.encode(text)]
         report |= {"texts": len(texts), **_prompts(running, tokenizer, other), "other_ids": len(other)}
-    if other and exact_ids:
+    if kind == "f32" and report["llama_cpp"] > MOST_LLAMA_CPP:
+        raise CheckFailed(f"{file}: log-probabilities in llama.cpp differ by up to {report['llama_cpp']:.3g} from ours")
+    if other:
         raise CheckFailed(
             f"{file}: llama.cpp gives other token ids for {len(other)} of {len(texts)} texts and prompts, such as "
             f"{other[0][:60]!r}"

@@ -231,9 +231,7 @@ def _exported(
     if check:
         from .compare import check_gguf
 
-        # llama.cpp has no bytes to fall back on in unigram vocabularies; the notes say so.
-        exact = not written.tokenizer.startswith("t5")
-        report["check"] = check_gguf(config, state, tokenizer, out, exact_ids=exact)
+        report["check"] = check_gguf(config, state, tokenizer, out, kind)
     return report, written
 
 

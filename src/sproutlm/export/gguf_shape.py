@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.model import ModelConfig
+from ..config.model import ModelConfig, MoEConfig
 from ..errors import SproutError
 from ..families import expected_shapes, for_family
 from ..model.rope import rope_frequencies, scaled_frequencies
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
-    "gemma": "gemma", "gemma2": "gemma2", "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe",
+    "gemma": "gemma", "gemma2": "gemma2", "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "dots1": "dots1",
 }  # fmt: skip
 # llama.cpp's llama turns neighbouring channels of a head; Hugging Face's turns channel i with channel i + half.
 INTERLEAVED = ("llama",)
@@ -35,6 +35,10 @@ class Entry:
 
 def refuse_unsupported(config: ModelConfig) -> None:
     """SproutError for a model that no llama.cpp architecture computes as ours does."""
+    if config.family not in ARCHITECTURES:
+        raise SproutError(
+            f"{config.family} models cannot be written for llama.cpp; known are {', '.join(ARCHITECTURES)}"
+        )
     for fault in _faults(config):
         raise SproutError(f"a {config.family} model of this shape cannot be run by llama.cpp: {fault}")
 
@@ -48,15 +52,17 @@ def _faults(config: ModelConfig) -> list[str]:
         faults.append(f"its gpt2 always has the tanh form of GELU, and this model has activation={config.activation}")
     if family.startswith("gemma") and not config.tie_embeddings:
         faults.append(f"its {family} always shares the embedding with the head (tie_embeddings)")
+    if family == "dots1" and config.n_kv_heads != config.n_heads:
+        faults.append("its dots1 always has as many key/value heads as query heads (n_kv_heads)")
     if family == "gemma2":
         faults += _gemma2_faults(config)
     if moe is not None:
         normalised = family != "qwen2_moe"
-        if moe.normalize != normalised:
+        if family != "dots1" and moe.normalize != normalised:
             faults.append(
                 f"its {ARCHITECTURES[family]} always has moe.normalize={normalised}, and this model {moe.normalize}"
             )
-        if moe.dense_layers:
+        if family != "dots1" and moe.dense_layers:
             faults.append("layers without experts (moe.dense_layers) between layers with experts have no place there")
     if scaling is not None:
         if scaling.kind == "llama3" and ARCHITECTURES[family] != "llama":
@@ -103,13 +109,25 @@ def metadata(config: ModelConfig, writer: Any) -> tuple[int, list[str]]:
         writer.add_final_logit_softcapping(config.logit_softcap)
         writer.add_sliding_window(config.sliding_window)
     if config.moe is not None:
-        writer.add_expert_count(config.moe.n_experts)
-        writer.add_expert_used_count(config.moe.top_k)
-        if config.family != "mixtral":
-            writer.add_expert_feed_forward_length(config.moe.expert_dim)
-        if config.moe.shared_dim:
-            writer.add_expert_shared_feed_forward_length(config.moe.shared_dim)
+        _experts(config.family, config.moe, writer)
     return context, notes
+
+
+def _experts(family: str, moe: MoEConfig, writer: Any) -> None:
+    import gguf
+
+    writer.add_expert_count(moe.n_experts)
+    writer.add_expert_used_count(moe.top_k)
+    if family != "mixtral":
+        writer.add_expert_feed_forward_length(moe.expert_dim)
+    if family == "dots1":
+        writer.add_expert_shared_count(moe.shared_dim // moe.expert_dim)
+        writer.add_leading_dense_block_count(len(moe.dense_layers))
+        writer.add_expert_weights_scale(moe.scale)
+        writer.add_expert_weights_norm(moe.normalize)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    elif moe.shared_dim:
+        writer.add_expert_shared_feed_forward_length(moe.shared_dim)
 
 
 def native_windows(config: ModelConfig) -> bool:
@@ -169,13 +187,16 @@ def entries(config: ModelConfig) -> list[Entry]:
             continue
         else:
             theirs, made = family.their_name(ours), _one(config, architecture, ours)
+        theirs = theirs.replace("_correction_bias", "_correction.bias")
         name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise SproutError(f"{ours}: llama.cpp's {architecture} has no tensor for {theirs}")
         found.append(Entry(name, *made))
     if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
         found.append(_frequencies(config))
-    if architecture == "qwen2moe" and config.tie_embeddings:  # the others take the embedding where there is no head
+    if (
+        architecture in ("qwen2moe", "dots1") and config.tie_embeddings
+    ):  # the others take the embedding where there is no head
         found.append(Entry("output.weight", ("embed_tokens.weight",), lambda t: t[0], lambda t: [t]))
     return found
 

@@ -73,13 +73,10 @@ def stop_ids(tokenizer: Tokenizer | None) -> list[int]:
 
 def unexportable(config: ModelConfig) -> str | None:
     """Why no other program could run a model of this shape, as a sentence; None where one can."""
-    way = "train a model of an exportable family on its answers (distillation), or set another family before training"
     if config.family == "research":
-        return f"this model has family: research, a shape that no other program knows, so it cannot be exported; {way}"
-    if config.moe is not None and config.moe.balance == "bias" and config.family != "dots1":
         return (
-            "this model's experts are balanced by a bias (moe.balance: bias), for which the files of its family have no "
-            f"place, and without it other experts would answer; {way}, with moe.balance: aux"
+            "this model has family: research, a shape that no other program knows, so it cannot be exported; train a model "
+            "of an exportable family on its answers (distillation), or set another family before training"
         )
     return None
 
