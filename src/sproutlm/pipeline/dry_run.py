@@ -178,7 +178,7 @@ def dry_run(loaded: Loaded) -> dict[str, Any]:
     outputs: set[str] = set()
     if isinstance(loaded.recipe, Pipeline):
         outputs = {str(loaded.run_dir / s.name) for s in loaded.recipe.stages if isinstance(s, SynthStage)}
-    stages = [
+    stages: list[dict[str, Any]] = [
         dry_run_recipe(part.recipe, part.run, part.config, outputs)
         if isinstance(part, Training)
         else {"name": part.name, "do": part.do}

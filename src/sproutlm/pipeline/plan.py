@@ -87,15 +87,13 @@ def plan(subject: Subject, where: Sequence[Place]) -> dict[str, Any]:
     """The figures of one subject; bytes and counts are whole numbers."""
     config, setting, rows = subject.config, subject.setting, subject.answers
     training = training_memory(config, setting)
-    inference = {
-        compute: {
-            "memory_by_part": (parts := inference_memory(config, rows, setting.seq_len, compute)),
-            "memory_bytes": sum(parts.values()),
-            "kv_bytes_per_token": kv_bytes_per_token(config, compute),
-        }
-        for compute in BYTES
-    }
-    report = {
+    inference: dict[Compute, dict[str, Any]] = {}
+    for compute in BYTES:
+        parts = inference_memory(config, rows, setting.seq_len, compute)
+        per_token = kv_bytes_per_token(config, compute)
+        total = sum(parts.values())
+        inference[compute] = {"memory_by_part": parts, "memory_bytes": total, "kv_bytes_per_token": per_token}
+    report: dict[str, Any] = {
         "name": subject.name,
         "parameters": asdict(count(config)),
         "flops_per_token": asdict(flops(config, setting.seq_len)),
@@ -104,7 +102,7 @@ def plan(subject: Subject, where: Sequence[Place]) -> dict[str, Any]:
             "memory_by_part": training,
             "memory_bytes": sum(training.values()),
         },
-        "inference": {"rows": rows, "context": setting.seq_len, **inference},
+        "inference": {"rows": rows, "context": setting.seq_len} | inference,
         "places": [_at(subject, place, inference) for place in where],
         "model": config.model_dump(),
     }
@@ -115,7 +113,7 @@ def plan(subject: Subject, where: Sequence[Place]) -> dict[str, Any]:
     return report
 
 
-def _at(subject: Subject, place: Place, inference: dict[Any, Any]) -> dict[str, Any]:
+def _at(subject: Subject, place: Place, inference: dict[Compute, dict[str, Any]]) -> dict[str, Any]:
     config, rows = subject.config, subject.answers
     answering = {
         compute: {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.model import ModelConfig
-from .memory import Compute, Setting, inference_memory, training_memory
+from .memory import Compute, Optimizer, Setting, inference_memory, training_memory
 
 # GiB, as cards are sold. Of each a part stays free: what the display and other programs hold, and gaps between blocks.
 CARDS = (4, 8, 12, 16, 24, 40, 80, 141)
@@ -57,7 +57,7 @@ def _bytes(config: ModelConfig, setting: Setting) -> int:
 
 def _candidates(asked: Setting) -> Iterator[Setting]:
     """``asked`` first, then what changes more and more."""
-    optimizers = [asked.optimizer] if asked.optimizer == "muon" else [asked.optimizer, "muon"]
+    optimizers: list[Optimizer] = [asked.optimizer] if asked.optimizer == "muon" else [asked.optimizer, "muon"]
     computes: list[Compute] = [asked.compute] if asked.compute == "float32" else [asked.compute, "float32"]
     for optimizer in optimizers:
         for seq_len in _halved(asked.seq_len, min(SHORTEST_ROW, asked.seq_len)):

@@ -18,7 +18,8 @@ from ..train.optim import is_block_matrix, is_expert_bias
 from .count import parameters, used_share
 
 Compute = Literal["bf16", "float32"]
-BYTES: dict[str, int] = {"bf16": 2, "float32": 4}
+Optimizer = Literal["muon", "adamw"]
+BYTES: dict[Compute, int] = {"bf16": 2, "float32": 4}
 MASTER = 4  # bytes of a float32 master weight, gradient or state
 # Python, torch and its libraries: resident memory of the process before a model is made, about 350 MB; a CUDA context
 # takes as much of a card.
@@ -32,7 +33,7 @@ class Setting:
     rows: int
     seq_len: int
     compute: Compute = "bf16"
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Optimizer = "muon"
     document_mask: bool = True
 
     @property
@@ -58,7 +59,7 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
     }
 
 
-def _optimizer_state(config: ModelConfig, optimizer: str) -> int:
+def _optimizer_state(config: ModelConfig, optimizer: Optimizer) -> int:
     """AdamW: two numbers per parameter. Muon: one, and one per row or column; its embeddings and vectors are AdamW's."""
     entries = 0
     for name, parameter in parameters(config):
@@ -136,7 +137,7 @@ def _logits(config: ModelConfig, setting: Setting) -> int:
     return chunk + config.vocab_size * config.dim * (MASTER + share)
 
 
-def kv_bytes_per_token(config: ModelConfig, compute: str) -> int:
+def kv_bytes_per_token(config: ModelConfig, compute: Compute) -> int:
     """Keys and values of one token in all layers. A windowed layer's are kept whole, as our cache does."""
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * BYTES[compute]
 
