@@ -189,3 +189,11 @@ def test_a_folder_that_may_not_be_written_is_said(
     with ordinary_user():
         ran = sprout("data", "download", str(open_folder / "hub/datasets--acme--tiny"), "--out", "locked/x")
     assert ran.code == 1 and "no permission to write" in ran.err
+
+
+def test_a_file_in_place_of_the_folder_is_refused(cache: Path, sprout: SPROUT, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(ROWS)
+    ran = sprout("data", "download", "hf://datasets/acme/tiny", "--hub", str(cache), "--out", str(file))
+    assert ran.code == 1 and "is no folder" in ran.err
+    assert file.read_bytes() == ROWS

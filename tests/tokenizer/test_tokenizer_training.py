@@ -113,3 +113,15 @@ def test_real_poems_are_compressed_and_kept() -> None:
     ids = [id_ for poem in poems[700:] for id_ in tokenizer.encode(poem)]
     assert tokenizer.decode(ids) == "".join(poems[700:])
     assert len("".join(poems[700:]).encode()) / len(ids) > 1.8
+
+
+def test_the_report_says_how_much_text_was_used(tmp_path: Path) -> None:
+    from sproutlm.cli import main
+
+    file, report = tmp_path / "a.jsonl", tmp_path / "report.json"
+    file.write_text('{"text": "the fox and the hen"}\n' * 400)
+    command = ["tokenizer", "train", str(tmp_path / "out"), str(file), "--vocab-size", "280", "--max-bytes", "2000"]
+    assert main([*command, "--json", str(report)]) == 0
+    figures = json.loads(report.read_text("utf-8"))
+    assert figures["bytes_of_text"] == 400 * len("the fox and the hen")
+    assert 1000 < figures["bytes_used"] <= 2000 == figures["max_bytes"]

@@ -55,12 +55,14 @@ def train(
 ) -> None:
     """Train a tokenizer on files, and report how well it compresses."""
     from ..tokenizer.check import compression, print_compression
+    from ..tokenizer.reading import Used
     from ..tokenizer.train import train_from_files
 
     check_json_target(json_file)
     if out.is_file() or (not force and (out / "tokenizer.json").exists()):
         what = "is a file; give a folder" if out.is_file() else "holds a tokenizer already; --force replaces it"
         raise SproutError(f"{out} {what}")
+    used = Used(sample, max_bytes)
     tokenizer = train_from_files(
         files,
         out,
@@ -74,12 +76,14 @@ def train(
         sample=sample,
         max_bytes=max_bytes,
         say=say,
+        used=used,
     )
     rows = compression(tokenizer)
     typer.echo(f"{out}: {tokenizer.vocab_size:,} ids")
     print_compression(rows)
     report = {"tokenizer": str(out), "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
-    write_json(json_file, {**report, "kind": kind, "compression": rows})
+    text = {"bytes_used": used.used, "bytes_of_text": used.total, "max_bytes": max_bytes, "sample": sample}
+    write_json(json_file, {**report, "kind": kind, **text, "compression": rows})
 
 
 def extend(

@@ -114,7 +114,8 @@ class TokenizerConfig(Strict):
 
 
 class TemplateConfig(Strict):
-    """How conversations are written as tokens. What is set here is stored with the model: chat and export use the same."""
+    """How conversations are written as tokens. ``use`` and ``system`` are stored with the model, so that chat and export
+    write the same; ``thinking`` decides what is trained and belongs to the run alone."""
 
     use: str | None = Field(
         None,

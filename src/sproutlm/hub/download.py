@@ -93,6 +93,8 @@ def download(store: Store, listing: Listing, selection: Selection, out: Path, sa
     Files that are there and right are kept, damaged ones are named and fetched again, half ones are completed. A file in
     ``out`` that no receipt knows and that differs is never overwritten: ``SproutError``.
     """
+    if out.exists() and not out.is_dir():
+        raise SproutError(f"{out}: is no folder; give a folder with --out")
     receipt = _receipt(listing, selection, out)
     there = sum(path.stat().st_size for path in (out / file.path for file in selection.files) if path.is_file())
     if there > SAID_FROM:

@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import jinja2
+import jinja2.filters
+import jinja2.visitor
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -22,12 +24,16 @@ from ..errors import SproutError
 MOST_PASSES = 300_000  # through the bodies of its loops, all together
 MOST_CHARACTERS = 200_000_000
 _LONGEST_REPEAT = 1_000_000  # of a text or list by ``*``
+_LONGEST_LIST = 10_000_000
+_WIDEST = 10_000  # columns that a text is filled up to
+_WIDTH = re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)")
+_FILLING = ("center", "indent", "batch", "slice")
 
 
 class Limits(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which also bounds loops, powers and repetition."""
 
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["*", "**", "+", "%"])
     passes = 0
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -48,11 +54,64 @@ class Limits(ImmutableSandboxedEnvironment):
             sized = isinstance(value, str | list | tuple)
             if sized and isinstance(times, int) and times * len(value) > _LONGEST_REPEAT:
                 raise _TooMuch(f"it repeats a text more than {_LONGEST_REPEAT:,} characters long")
-        return super().call_binop(context, operator, left, right)
+        if operator == "*" and isinstance(left, int) and isinstance(right, int):
+            if left.bit_length() + right.bit_length() > 1024:
+                raise _TooMuch("it makes numbers of hundreds of digits")
+        if operator == "%" and isinstance(left, str):
+            self.not_wide(left)
+        return self.bounded(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - Jinja's own signature
+        if isinstance(getattr(__obj, "__self__", None), str):  # "a".ljust(10 ** 9)
+            __self.not_wide("", *args, *kwargs.values())
+        return __self.bounded(super().call(__context, __obj, *args, **kwargs))
+
+    def not_wide(self, pattern: Any, *widths: Any) -> None:
+        """Refuse to fill a text up to a width that would take all memory in a single step."""
+        if (
+            isinstance(pattern, str)
+            and _WIDTH.search(pattern)
+            or any(isinstance(w, int) and w > _WIDEST for w in widths)
+        ):
+            raise _TooMuch(f"it fills a text up to more than {_WIDEST:,} columns")
+
+    def bounded(self, value: Any) -> Any:
+        """A value made by the template: a text that doubles in each pass of a loop would soon take all memory."""
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            raise _TooMuch(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+        if isinstance(value, list | tuple) and len(value) > _LONGEST_LIST:
+            raise _TooMuch(f"it makes a list of more than {_LONGEST_LIST:,} entries")
+        return value
+
+    def bound_filter(self, name: str) -> None:
+        plain = self.filters[name]
+
+        def bounded(value: Any, *args: Any, **kwargs: Any) -> Any:
+            self.not_wide(value if name == "format" else "", *args, *kwargs.values())
+            return self.bounded(plain(value, *args, **kwargs))
+
+        self.filters[name] = bounded
 
 
 class _TooMuch(jinja2.TemplateError):
     pass
+
+
+@jinja2.pass_eval_context
+def _join(context: Any, value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
+    """Jinja's filter, which would first make the text and then look at it."""
+    items = list(value)
+    if sum(len(item) for item in items if isinstance(item, str)) + len(items) * len(d) > MOST_CHARACTERS:
+        raise _TooMuch(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+    return jinja2.filters.do_join(context, items, d, attribute)
+
+
+class _BoundJoints(jinja2.visitor.NodeTransformer):
+    """``a ~ b`` is no operator to the sandbox; its result is looked at by a filter."""
+
+    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:  # noqa: N802 - Jinja's own name
+        self.generic_visit(node)
+        return jinja2.nodes.Filter(node, "_bounded", [], [], None, None, lineno=node.lineno)
 
 
 def _count_loops(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
@@ -101,6 +160,11 @@ class CompiledTemplate:
         environment = self._make_environment()
         environment.filters["tojson"] = self._to_json
         environment.filters["_counted"] = environment.counted
+        environment.filters["_bounded"] = environment.bounded
+        environment.filters["join"] = _join
+        for name in (*_FILLING, "format"):
+            environment.bound_filter(name)
+        del environment.globals["lipsum"]  # writes as much as it is told to
         environment.globals["_count"] = environment.count
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
@@ -111,7 +175,7 @@ class CompiledTemplate:
             tree = environment.parse(source)
             # The parsed tag, not its spelling, decides: {%generation%} and {%- generation -%} are the same.
             self.marks_generation = any(map(self._is_generation, tree.find_all(jinja2.nodes.CallBlock)))
-            code = environment.compile(self._rewritten(tree), filename="<chat template>")
+            code = environment.compile(_BoundJoints().visit(self._rewritten(tree)), filename="<chat template>")
             self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         except jinja2.TemplateSyntaxError as error:
             raise SproutError(
@@ -140,6 +204,7 @@ class CompiledTemplate:
         sort_keys: bool = False,
     ) -> str:
         """JSON as chat templates want it: Jinja's own filter escapes <, > and & for HTML. Marks pass through unescaped."""
+        self._environment.not_wide("", indent)
         text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
         if not ensure_ascii:
             return text

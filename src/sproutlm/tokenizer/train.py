@@ -36,12 +36,14 @@ def train_tokenizer(
     seed: int = 0,
     max_bytes: int = 200_000_000,
     say: Callable[[str], None] | None = None,
+    used: Used | None = None,
 ) -> Tokenizer:
     """A tokenizer of ``vocab_size`` ids (fewer where the text has too few different pieces; ``say`` hears of it).
 
     Uses at most ``max_bytes`` bytes of text: an even sample of all of it (``sample="spread"``), or its beginning
     (``"first"``, which reads no further); ``reading.read`` says how. Memory is bounded by ``max_bytes`` (spread) and the
-    number of different pieces. The same texts give the same bytes of ``tokenizer.json``.
+    number of different pieces. The same texts give the same bytes of ``tokenizer.json``. ``used`` is filled with how much
+    text was read and used.
     """
     if vocab_size < LEAST_VOCAB_SIZE:
         raise SproutError(
@@ -49,7 +51,8 @@ def train_tokenizer(
             f"{LEAST_VOCAB_SIZE}; set tokenizer.vocab_size to {LEAST_VOCAB_SIZE} or more"
         )
     say = say or (lambda sentence: None)
-    rules, used = Rules(digits, spaces, cjk), Used(sample, max_bytes)
+    rules, used = Rules(digits, spaces, cjk), used or Used(sample, max_bytes)
+    used.sample, used.max_bytes = sample, max_bytes
     pieces = _at_least_one(read(texts, used, seed=seed, say=say))
     if kind in SENTENCEPIECE:
         tokenizer = _sentencepiece(pieces, vocab_size, SENTENCEPIECE[kind], rules, max_bytes, say)
