@@ -156,7 +156,9 @@ class Tokenizer:
         self.unk_id: int = unknown
         # What was settled is written down: templates say eos_token, and transformers is to pad and stop with the same ids.
         self.config["eos_token"] = self.config.get("eos_token") or eos
-        if pad != self.eos_id and self._named("pad_token", {self.eos_id}) is None:
+        if (
+            pad != self.eos_id and token_name(self.config.get("pad_token")) is None
+        ):  # a stated pad = eos: doctor names it
             self.config["pad_token"] = self.token_text(pad)
         turn_end = self.control_tokens.get(TURN_END, self.eos_id)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((turn_end, self.eos_id)))
