@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from ..errors import SproutError
 from . import invariants, parity, reference
 from .cases import CASES, Case, cases_of
 from .measure import Measure, none_of, worst
+from .report import ROTARY
 from .rope_figures import FIGURES, golden_frequencies
 
 Say = Callable[[str], None]
 FAMILIES = tuple(dict.fromkeys(case.family for case in CASES.values()))
-ROTARY = "rotary positions"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def verify_model(family: str | None = None, say: Say = lambda line: None) -> dic
     if family is None:
         say(ROTARY)
         for figures in FIGURES:
-            found = guarded(lambda figures=figures: golden_frequencies(figures))
+            found = guarded(partial(golden_frequencies, figures))
             checks.append(result(ROTARY, f"golden frequencies: {figures.name}", [(figures.name, found)]))
             say(line_of(checks[-1]))
     for name in FAMILIES if family is None else (family,):
@@ -87,14 +88,15 @@ def verify_model(family: str | None = None, say: Say = lambda line: None) -> dic
         for check in CHECKS:
             if check.reference and reference.version() is None:
                 continue
-            found = through(check, shapes)
-            if found is not None:
-                for case_name, reason in found["left_out"].items():
-                    if reason not in told:
-                        say(f"  {case_name} is left out where named: {reason}")
-                        told.add(reason)
-                checks.append(found | {"family": name})
-                say(line_of(checks[-1]))
+            row = through(check, shapes)
+            if row is None:
+                continue
+            for case_name, reason in row["left_out"].items():
+                if reason not in told:
+                    say(f"  {case_name} is left out where named: {reason}")
+                    told.add(reason)
+            checks.append(row)
+            say(line_of(row))
     report = summary(checks, started)
     report["transformers"] = reference.version()
     if reference.version() is None:
@@ -110,7 +112,7 @@ def through(check: Check, shapes: Sequence[Case]) -> dict[str, Any] | None:
         if reason:
             left_out[case.name] = reason
             continue
-        measured.append((case.name, guarded(lambda case=case: check.measure(case))))
+        measured.append((case.name, guarded(partial(check.measure, case))))
     if not measured:
         return None
     return result(shapes[0].family, check.promise, measured, left_out)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.model import ModelConfig
@@ -96,7 +97,7 @@ def router_gradient(top_k: int, normalize: bool) -> Measure:
     model = model_of(top_k=top_k, normalize=normalize, balance="none")
     total, count, _ = next_token(model, batch_of(learnable_tokens(4, 16, seed=1, vocab=32)))
     (total / count).backward()
-    grads = [layer.mlp.router.weight.grad for layer in model.layers]
+    grads = [router.weight.grad for router in routers(model)]
     smallest = min(0.0 if grad is None else grad.abs().max().item() for grad in grads)
     return Measure(smallest, GRADIENT, ok=smallest > GRADIENT, note="at least")
 
@@ -112,6 +113,10 @@ def model_of(dim: int = 16, **moe: Any) -> Transformer:
     return model
 
 
+def routers(model: Transformer) -> list[nn.Linear]:
+    return [module.router for module in model.modules() if isinstance(module, MoE)]
+
+
 # --- balance ------------------------------------------------------------------------------------------------------------
 
 BALANCE_STEPS, EXPERTS = 100, 8
@@ -125,9 +130,9 @@ def skewed_run(balance: str) -> tuple[float, float, float]:
     drift = torch.full((32,), 0.04)  # shared by all tokens, so that a router can favour experts whatever the token
     with torch.no_grad():
         model.embed_tokens.weight.add_(drift)
-        for layer in model.layers:
-            layer.mlp.router.weight[:2].add_(0.12)
-    masters = dict(model.named_parameters())
+        for router in routers(model):
+            router.weight[:2].add_(0.12)
+    masters: dict[str, Tensor] = dict(model.named_parameters())
     config = OptimizerConfig(name="adamw", lr=3e-3, weight_decay=0.0)
     optimizers = Optimizers(config, masters, torch.float32, model.config.moe.bias_rate if model.config.moe else 0.0)
     busiest, idlest = [], []
@@ -183,33 +188,31 @@ def router_losses_are_not_printed() -> Measure:
         total, count, _ = next_token(model, batch_of(learnable_tokens(4, 16, seed=1, vocab=32)))
         (total / count).backward()
         losses.append((total / count).item())
-        grads.append(model.layers[0].mlp.router.weight.grad)
+        gradient = routers(model)[0].weight.grad
+        assert gradient is not None
+        grads.append(gradient)
     if (grads[0] - grads[1]).abs().max() < 1e-3:
         return none_of(["the balancing loss has no gradient"])
     return at_most(abs(losses[0] - losses[1]), 1e-5)
 
 
+def at_top(k: int) -> dict[str, Callable[[], Measure]]:
+    return {"normalised": partial(router_gradient, k, True), "plain": partial(router_gradient, k, False)}
+
+
 CHECKS: tuple[tuple[str, dict[str, Callable[[], Measure]]], ...] = (
     (
         "the layer equals its definition, token by token",
-        {name: lambda moe=moe: layer_is_its_definition(**moe) for name, moe in LAYERS.items()},
+        {name: partial(layer_is_its_definition, **moe) for name, moe in LAYERS.items()},
     ),
-    ("grouped product equals a loop, values and gradients, float32", {"": lambda: grouped_is_loop(torch.float32)}),
-    ("grouped product equals a loop, values and gradients, bfloat16", {"": lambda: grouped_is_loop(torch.bfloat16)}),
-    *(
-        (
-            f"router gradient from the language model's loss, top-{top_k}",
-            {
-                "normalised": lambda top_k=top_k: router_gradient(top_k, True),
-                "plain": lambda top_k=top_k: router_gradient(top_k, False),
-            },
-        )
-        for top_k in (1, 2)
-    ),
+    ("grouped product equals a loop, values and gradients, float32", {"": partial(grouped_is_loop, torch.float32)}),
+    ("grouped product equals a loop, values and gradients, bfloat16", {"": partial(grouped_is_loop, torch.bfloat16)}),
+    ("router gradient from the language model's loss, top-1", at_top(1)),
+    ("router gradient from the language model's loss, top-2", at_top(2)),
     ("router losses are trained and not printed", {"": router_losses_are_not_printed}),
     ("router z-loss shrinks router logits", {"": z_loss_shrinks_logits}),
-    ("a skewed start becomes even: auxiliary loss", {"": lambda: becomes_even("aux")}),
-    ("a skewed start becomes even: loss-free bias", {"": lambda: becomes_even("bias")}),
+    ("a skewed start becomes even: auxiliary loss", {"": partial(becomes_even, "aux")}),
+    ("a skewed start becomes even: loss-free bias", {"": partial(becomes_even, "bias")}),
     ("a skewed start stays skewed without either", {"": stays_skewed}),
 )
 
