@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sproutlm.config.model import ModelConfig
-from sproutlm.model.rope import apply_rope, rope_frequencies, rope_tables
+from sproutlm.model.rope import apply_rope, document_lengths, rope_frequencies, rope_tables
 
 
 def shape(head_dim: int, theta: float) -> ModelConfig:
@@ -57,3 +57,11 @@ def test_bf16_tables_hold_float32_angles() -> None:
     cos, _ = rope_tables(torch.tensor([4001]), shape(2, 10_000.0), torch.bfloat16)
     assert cos.dtype == torch.bfloat16
     assert cos.flatten()[0].item() == pytest.approx(math.cos(4001), abs=4e-3)
+
+
+def test_a_documents_length_is_that_of_its_own_run_of_positions() -> None:
+    """Dynamic scaling follows from it: packed documents, padding slots (position 0 each) and decoded tokens apart."""
+    rows = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0], [0, 0, 0, 1, 2, 3, 4, 5]])
+    assert document_lengths(rows).tolist() == [[3, 3, 3, 4, 4, 4, 4, 1], [1, 1, 6, 6, 6, 6, 6, 6]]
+    assert document_lengths(torch.arange(4)).tolist() == [4] * 4
+    assert document_lengths(torch.tensor([[9], [2]])).tolist() == [[10], [3]]
