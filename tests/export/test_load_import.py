@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from sproutlm.errors import CheckpointError
 from sproutlm.export import import_folder, load, read, save
 from sproutlm.export.huggingface import write_folder
-from sproutlm.export.weights import INDEX, OneFile
+from sproutlm.export.weights import DTYPES, INDEX, OneFile
 from sproutlm.model import Transformer
 from sproutlm.tokenizer.tokenizer import Tokenizer
 from sproutlm.tokenizer.train import train_tokenizer
@@ -56,6 +56,20 @@ def test_no_value_is_read_before_it_is_asked_for_and_none_twice(
     asked.clear()
     import_folder(shards, tmp_path / "cast", dtype="bf16")
     assert len(asked) == len(set(asked)) == len(model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [None, *DTYPES.values()])
+def test_tensors_read_in_parts_are_the_same(
+    dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sproutlm.export.weights.PART", 7)
+    tensors = {
+        "a": torch.randn(5, 9).bfloat16(), "b": torch.randn(0, 3), "c": torch.tensor(2.5), "d": torch.randn(14).half()
+    }  # fmt: skip
+    save_file(tensors, tmp_path / "x.safetensors")
+    file = OneFile(tmp_path / "x.safetensors")
+    for name, tensor in tensors.items():
+        assert_close(file.tensor(name, dtype), tensor.to(dtype or tensor.dtype), **EXACT)
 
 
 # --- types ----------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ HEADER_DTYPES = {
 }  # fmt: skip
 # Biases that choose experts differ by little; transformers, too, keeps them in float32 in a bf16 model.
 ALWAYS_FLOAT32 = ("e_score_correction_bias", "expert_bias")
+PART = 1 << 19  # values that are cast at a time
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
 
@@ -105,10 +106,25 @@ class OneFile:
         self._starts = {name: 8 + length + entries[name]["data_offsets"][0] for name in self.header}
 
     def tensor(self, name: str, dtype: torch.dtype | None) -> Tensor:
-        made = torch.empty_like(self.header[name], device="cpu")
-        rest = memoryview(made.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        meta, start = self.header[name], self._starts[name]
+        as_it_is = dtype in (None, meta.dtype, torch.float16) or not meta.is_floating_point()
+        if as_it_is or name.endswith(ALWAYS_FLOAT32):
+            made = torch.empty_like(meta, device="cpu")
+            self._fill(made.view(-1), start, name)
+            return made if dtype is None else cast(made, dtype, name)
+        made = torch.empty_like(meta, dtype=dtype, device="cpu")
+        # By parts that stay in the processor's cache, so that the file's values need no memory of their own.
+        flat, scratch = made.view(-1), torch.empty(min(PART, meta.numel()), dtype=meta.dtype)
+        for begin in range(0, meta.numel(), PART):
+            part = scratch[: min(PART, meta.numel() - begin)]
+            self._fill(part, start + begin * meta.itemsize, name)
+            flat[begin : begin + len(part)] = part
+        return made
+
+    def _fill(self, flat: Tensor, start: int, name: str) -> None:
+        rest = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
         try:
-            self._file.seek(self._starts[name])
+            self._file.seek(start)
             while rest:
                 got = self._file.readinto(rest)
                 if not got:
@@ -116,7 +132,6 @@ class OneFile:
                 rest = rest[got:]
         except OSError as error:
             raise CheckpointError(damaged(self.path, error, name)) from None
-        return made if dtype is None else cast(made, dtype, name)
 
 
 def _meta(part: Any) -> Tensor:
