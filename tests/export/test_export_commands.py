@@ -20,7 +20,6 @@ from sproutlm.export.compare import check_folder
 from sproutlm.model import Transformer
 from sproutlm.tokenizer.tokenizer import Tokenizer
 
-
 LOAD = importlib.import_module("sproutlm.export.load")  # the package's own name for it is the function
 
 

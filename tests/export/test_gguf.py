@@ -167,14 +167,14 @@ def test_composed_form_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_damaged_weights_leave_no_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = random_model(config_of({"n_heads": 4}, tokenizer.vocab_size))
-    (tmp_path / "x.gguf").write_text("earlier")
+    (tmp_path / "x.gguf").write_text("GGUF earlier")
     state = dict(model.state_dict())
     for value, kind, sentence in ((float("nan"), "f32", "NaN or infinity"), (1e6, "f16", "beyond f16's 65504")):
         state["layers.1.mlp.up_proj.weight"] = torch.full_like(state["layers.1.mlp.up_proj.weight"], value)
         with pytest.raises(SproutError, match=f"layers.1.mlp.up_proj.weight.*{sentence}"):
             write_gguf(model.config, state, tokenizer, tmp_path / "x.gguf", kind=kind)
     assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
-    assert (tmp_path / "x.gguf").read_text() == "earlier"
+    assert (tmp_path / "x.gguf").read_text() == "GGUF earlier"
 
 
 def test_targets_and_types_that_cannot_be_are_sentences(folder: Path, tmp_path: Path) -> None:
@@ -182,6 +182,10 @@ def test_targets_and_types_that_cannot_be_are_sentences(folder: Path, tmp_path: 
         export_gguf(folder, tmp_path / "x.gguf", kind="q3")
     with pytest.raises(SproutError, match="is a folder; give a file"):
         export_gguf(folder, tmp_path)
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(SproutError, match="is no GGUF file; nothing was written"):
+        export_gguf(folder, tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "precious"
     with pytest.raises(SproutError, match="no does not exist; make it first"):
         export_gguf(folder, tmp_path / "no" / "x.gguf")
 

@@ -271,11 +271,18 @@ def library() -> Any:
     return gguf
 
 
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4)
+
+
 @contextlib.contextmanager
 def replacing_file(out: Path) -> Iterator[Path]:
     """A temporary file beside ``out`` that takes its place at the end; on any error ``out`` is as before."""
     if out.is_dir():
         raise SproutError(f"{out} is a folder; give a file, such as {out / 'model.gguf'}")
+    if out.is_file() and _head(out) not in (b"GGUF", b""):
+        raise SproutError(f"{out} is there and is no GGUF file; nothing was written. Give another name")
     if not out.absolute().parent.is_dir():
         raise SproutError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
     temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
