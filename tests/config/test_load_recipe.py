@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from sproutlm.config import Pipeline, Recipe, dump_recipe, load_recipe, run_dir
 from sproutlm.config.load import Loaded, shipped_recipes
@@ -182,6 +182,7 @@ def test_dumped_recipe_loads_as_an_equal_one_from_another_folder(text: str, tmp_
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(prompt="\x85 \u2028 \u2029 \ufeff", lr=1.0, beta=0.0, encoding="gbk")
 @given(
     prompt=st.text(max_size=30),
     lr=st.floats(1e-12, 1e3),

@@ -41,7 +41,7 @@ def export_hf(
     check: Check = True,
     json_file: JsonFile = None,
 ) -> None:
-    """Write a Hugging Face folder that transformers and vLLM load with no code of ours."""
+    """Write a Hugging Face folder that transformers loads with no code of ours."""
     from ..export.huggingface import export_run
 
     check_json_target(json_file)

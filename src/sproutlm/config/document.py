@@ -83,6 +83,17 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
+# YAML takes these for line ends and folds them away, unless they are written as escapes.
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if _LINE_ENDS.search(value) else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def to_yaml(value: Any) -> str:
     """Plain values as YAML that ``parse`` reads back to equal ones."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
