@@ -26,6 +26,7 @@ PAIRS = [
     ("README.md", "README.zh.md"),
     ("docs/own-data.md", "docs/own-data.zh.md"),
     ("docs/download.md", "docs/download.zh.md"),
+    ("docs/models.md", "docs/models.zh.md"),
 ]
 PAGES = [page for pair in PAIRS for page in pair]
 ALL_PAGES = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
