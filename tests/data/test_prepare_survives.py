@@ -14,6 +14,7 @@ import pytest
 
 import sproutlm
 from sproutlm.config.schema import SourceConfig
+from sproutlm.data import workers
 from sproutlm.data.encode import Encoder
 from sproutlm.data.prepare import prepare
 from sproutlm.data.shards import TokenDataset
@@ -21,6 +22,12 @@ from sproutlm.errors import DataError
 
 N_ROWS = 1000  # four chunks
 ROWS = [{"text": f"春眠不觉晓，处处闻啼鸟。 {i} " * (1 + i % 3)} for i in range(N_ROWS)]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch) -> None:
+    """A thousand rows are four chunks, so that there is a middle to be interrupted in."""
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 256)
 
 
 @pytest.fixture
@@ -126,7 +133,7 @@ if __name__ == "__main__":
         rename(old, new)
 
     os.replace = replace
-    workers.SMALL_BYTES = 0
+    workers.SMALL_BYTES, workers.CHUNK_ROWS = 0, 256
     tokenizer = Tokenizer.load(folder)
     prepare([SourceConfig(path=source)], tokenizer, ChatTemplate.of(tokenizer), Path(out), seq_len=64,
             shard_tokens=4000, workers=2)

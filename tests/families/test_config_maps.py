@@ -187,9 +187,14 @@ def test_missing_extra_and_misshapen_tensors_are_all_named_at_once() -> None:
 
 
 def test_many_faults_are_counted_and_the_first_few_named() -> None:
-    hf = {"model.embed_tokens.weight": torch.zeros(12, 8)}
-    with pytest.raises(SproutError, match=r"133 tensors missing: .*and 125 more"):
+    hf = {name: tensor for name, tensor in state_of(CONFIG).items() if "self_attn" not in name}
+    with pytest.raises(SproutError, match=r"72 tensors missing: .*and 64 more"):
         for_family("qwen3").state_from_hf(CONFIG, hf)
+
+
+def test_weights_of_another_depth_are_told_at_once() -> None:
+    with pytest.raises(SproutError, match="config.json says 12 layers, and the weights are 1 tensors in all"):
+        for_family("qwen3").state_from_hf(CONFIG, {"model.embed_tokens.weight": torch.zeros(12, 8)})
 
 
 def test_our_own_state_is_checked_before_it_is_written() -> None:
