@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sproutlm.data.shards import ShardWriter, TokenDataset
+from sproutlm.data.shards import FORMAT, ShardWriter, TokenDataset
 from sproutlm.errors import DataError
 
 DATATROVE = Path(__file__).resolve().parents[1] / "fixtures" / "datatrove"  # written by datatrove 0.10.1
@@ -30,7 +30,7 @@ def write(folder: Path, documents=DOCUMENTS, per_shard=2, trained=None, manifest
         shards.append(writer.close())
     if manifest:
         facts = {"max_id": max(s["max_id"] for s in shards), "vocab_size": 300, "fingerprint": "f" * 8}
-        about = {"format": 1, "shards": shards, "token_bytes": np.dtype(dtype).itemsize, **facts}
+        about = {"format": FORMAT, "shards": shards, "token_bytes": np.dtype(dtype).itemsize, **facts}
         (folder / "manifest.json").write_text(json.dumps(about))
     return folder
 

@@ -20,7 +20,7 @@ from ..errors import DataError
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"  # beside shards that are not all there yet
-FORMAT = 1  # raised when the layout, or what is made of the same input, changes
+FORMAT = 2  # raised when the layout, or what is made of the same input, changes
 SUFFIXES = ("", ".index", ".loss", ".metadata")
 EDGE_BYTES = 1 << 20  # read at each end of a foreign shard to know it again
 CURE = "prepare the data again (delete this folder first)"
