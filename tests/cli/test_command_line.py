@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,12 @@ def test_help_imports_nothing_heavy() -> None:
         "sys.exit(bool({'torch', 'numpy', 'pydantic', 'yaml', 'rich', 'transformers', 'tokenizers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True).returncode == 0
+
+
+def test_a_warning_is_a_sentence_without_the_code_that_gave_it(sprout: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sprout("--version").code == 0
+    warnings.warn("pad = eos", stacklevel=1)
+    assert capsys.readouterr().err == "warning: pad = eos\n"
 
 
 def test_version(sprout: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show Chinese shows a substitute and does not end the run.
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _one_line
     try:
         code = get_command(app).main(
             args=None if arguments is None else list(arguments), prog_name="sprout", standalone_mode=False
@@ -81,6 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 OUT_OF_MEMORY,
             )
         raise
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a person reads it: the sentence, without the line of code that gave it."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> int:
