@@ -152,8 +152,10 @@ def test_an_interrupted_conversion_leaves_nothing(here):
     with open(here / "many.jsonl", "w") as file:
         for i in range(400_000):
             file.write(f'{{"text": "text {i}"}}\n')
+    # A test run in the background of a shell is born with Ctrl-C ignored, and its children with it.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import sys; sys.path.insert(0, {SOURCE!r}); from sproutlm.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "data", "convert", "many.jsonl", "o.json"]
+    command = [sys.executable, "-c", f"{heard}; {code}", "data", "convert", "many.jsonl", "o.json"]
     process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not list(here.glob(".o.json.*")) and process.poll() is None and time.monotonic() < deadline:
