@@ -36,7 +36,7 @@ def train(
         Literal["single", "groups", "free"], typer.Option(help="Each digit a token; up to three together; no rule.")
     ] = "single",
     spaces: Annotated[
-        Literal["single", "runs"], typer.Option(help="runs: indentation is cut from the word after it, for code.")
+        Literal["single", "runs"], typer.Option(help="runs: indentation is cut from the word after it.")
     ] = "single",
     cjk: Annotated[
         Literal["runs", "single", "free"],

@@ -96,7 +96,7 @@ class TokenizerConfig(Strict):
         "single", description="single: each digit a token; groups: up to three together; free: as merges go."
     )
     spaces: Literal["single", "runs"] = Field(
-        "single", description="single: a blank joins the word after it; runs: indentation may be one token, for code."
+        "single", description="single: a blank joins the word after it; runs: indentation may be a token."
     )
     cjk: Literal["runs", "single", "free"] = Field(
         "runs",
