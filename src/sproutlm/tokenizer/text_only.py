@@ -134,17 +134,9 @@ def _parts(merge: Any, prefix: str) -> tuple[str, str, str]:
     return left, right, left + right.removeprefix(prefix)
 
 
-# Words whose ids the library remembers (it keeps 10,000 by itself): a tenth less time on prose, measured on alpaca in
-# Chinese and English; on poems, whose words hardly come back, 4 % more. 100,000 were slower than this on both.
-REMEMBERED_WORDS = 30_000
-
-
 def _load(data: Data, where: str) -> tokenizers.Tokenizer:
     try:
-        encoder = tokenizers.Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
-        if hasattr(encoder.model, "_resize_cache"):
-            encoder.model._resize_cache(REMEMBERED_WORDS)
-        return encoder
+        return tokenizers.Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
     except BaseException as error:  # the library raises bare Exception, and where its Rust code panics, not even that
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
