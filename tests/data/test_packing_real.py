@@ -12,9 +12,9 @@ from sproutlm.data import workers as workers_module
 from sproutlm.data.loader import Loader
 from sproutlm.data.packing import pack, packing_lines, packing_statistics
 from sproutlm.data.prepare import prepare
+from sproutlm.data.records import texts_of
 from sproutlm.data.sources import Counts, read_records
 from sproutlm.tokenizer import ChatTemplate, train_tokenizer
-from sproutlm.tokenizer.train import texts_of
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETS = {

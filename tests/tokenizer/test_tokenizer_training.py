@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sproutlm.data.records import Chat, Labelled, Message, Preference, Text
+from sproutlm.data.records import Chat, Labelled, Message, Preference, Text, texts_of
 from sproutlm.errors import SproutError
-from sproutlm.tokenizer import Tokenizer, texts_of, train_from_files, train_tokenizer
+from sproutlm.tokenizer import Tokenizer, train_from_files, train_tokenizer
 from sproutlm.tokenizer.reading import PIECE_CHARACTERS, cut
 from sproutlm.tokenizer.train import LEAST_VOCAB_SIZE
 

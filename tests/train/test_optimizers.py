@@ -114,3 +114,14 @@ def test_state_that_does_not_fit_is_named(fault, words: str) -> None:  # type: i
     optimizers.step(1.0, 0.0)
     with pytest.raises(ValueError, match=words):
         Optimizers(OptimizerConfig(), masters_of(), torch.float32).load_tensors(fault(optimizers.tensors()))
+
+
+def test_expert_biases_move_by_their_rate_against_the_surplus_whatever_the_schedule() -> None:
+    name = "layers.0.mlp.expert_bias"
+    masters = {**masters_of(), name: torch.nn.Parameter(torch.zeros(3))}
+    optimizers = Optimizers(OptimizerConfig(), masters, torch.float32, expert_bias_rate=0.25)
+    for parameter in masters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    masters[name].grad = torch.tensor([3.0, 0.0, -1e-6])
+    optimizers.step(0.5, 0.5)
+    assert masters[name].tolist() == [-0.25, 0.0, 0.25]

@@ -65,6 +65,19 @@ def test_the_gradient_is_that_of_the_mean_over_all_trained_tokens(make_trainer) 
         torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_what_steers_experts_is_not_in_the_gradient_norm(make_trainer) -> None:
+    """The surplus of load is no gradient of the loss: it must neither be clipped nor make the others be."""
+    trainer = make_trainer(clip=1.0)
+    bias = torch.zeros(4)
+    bias.grad = torch.full((4,), 1e6)
+    for master in trainer.weights.masters.values():
+        master.grad = torch.full_like(master, 1e-4)
+    trainer.weights.masters["layers.0.mlp.expert_bias"] = bias
+    assert trainer._divide_and_clip(1) < 1
+    assert bias.grad.tolist() == [1e6] * 4
+    assert all((m.grad == 1e-4).all() for n, m in trainer.weights.masters.items() if "expert_bias" not in n)
+
+
 def test_bf16_accumulation_is_near_the_float32_one(make_trainer) -> None:
     """Micro-batches are summed in float32, so that eight bf16 ones cost no more precision than one."""
     full, _ = gradients(make_trainer(clip=0))

@@ -18,7 +18,7 @@ from ..errors import DataError, SproutError
 from .encode import encode
 from .external import eos_of
 from .packing import pack, packing_lines, packing_statistics
-from .records import Record
+from .records import Record, texts_of
 from .sources import Counts, OpenSource, no_records, open_source, record_from
 from .token_files import documents_of, find_documents, find_token_files, is_token_source, open_token_file
 
@@ -148,7 +148,7 @@ def _records(opened: OpenSource, counts: Counts, limit: int) -> Iterator[tuple[s
 
 
 def _throw_away_tokenizer(source: SourceConfig, notes: list[str]) -> Tokenizer:
-    from ..tokenizer.train import texts_of, train_tokenizer
+    from ..tokenizer.train import train_tokenizer
 
     counts = Counts()
     opened = open_source(source)

@@ -14,7 +14,7 @@ from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
 from ..data.packing import packing_lines
 from ..data.prepare import prepare as prepare_shards
-from ..data.records import Record
+from ..data.records import Record, texts_of
 from ..data.shards import TokenDataset
 from ..data.sources import Counts, read_records
 from ..data.token_files import is_token_source
@@ -22,7 +22,7 @@ from ..errors import DataError, RecipeError
 from ..tokenizer.library import load_template, template_of
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import CONTROL_TOKENS, Tokenizer
-from ..tokenizer.train import texts_of, train_tokenizer
+from ..tokenizer.train import train_tokenizer
 from ..train.checkpoint import write_atomic
 
 if TYPE_CHECKING:

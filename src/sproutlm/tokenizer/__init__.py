@@ -5,7 +5,7 @@ from __future__ import annotations
 from .stream import StreamDecoder
 from .template import CHATML, ChatTemplate, Rendered, check_template
 from .tokenizer import Tokenizer
-from .train import texts_of, train_from_files, train_tokenizer
+from .train import train_from_files, train_tokenizer
 
 __all__ = [
     "CHATML",
@@ -14,7 +14,6 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "check_template",
-    "texts_of",
     "train_from_files",
     "train_tokenizer",
 ]

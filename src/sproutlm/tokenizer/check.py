@@ -365,8 +365,8 @@ def texts_of_file(file: str | os.PathLike[str], max_bytes: int = FILE_BYTES) -> 
     """The first texts of a data file, ``max_bytes`` at most; a file of another kind (code, say) as one text."""
     from ..config.schema import SourceConfig
     from ..data.files import kind_of
+    from ..data.records import texts_of
     from ..data.sources import Counts, read_records
-    from .train import texts_of
 
     path, size = Path(file), 0
     if path.is_file() and kind_of(path) is None:

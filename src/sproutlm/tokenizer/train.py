@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
-from ..data.records import Labelled, Record, Text, messages_of
+from ..data.records import texts_of
 from ..errors import SproutError
 from .cuts import Cjk, Digits, Rules, Spaces, pre_tokenizer, training_pre_tokenizer
 from .reading import Sample, Used, read
@@ -138,17 +138,6 @@ def tokenizer_config() -> dict[str, Any]:
         },
         "chat_template": CHATML,
     }
-
-
-def texts_of(record: Record) -> Iterator[str]:
-    """The text of a record, whatever its kind."""
-    if isinstance(record, Text | Labelled):
-        yield record.text
-    for messages in messages_of(record):
-        for message in messages:
-            yield message.content
-            if message.reasoning_content:
-                yield message.reasoning_content
 
 
 def train_from_files(
