@@ -86,14 +86,24 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        extra_value: Tensor | None = None,
     ) -> Tensor:
-        """(batch, seq, dim) -> (batch, seq, dim). ``mask`` None means plain causal, or one query over the whole cache."""
+        """(batch, seq, dim) -> (batch, seq, dim). ``mask`` None means plain causal, or one query over the whole cache.
+
+        ``extra_value`` (batch, seq, kv_heads, head_dim) is added to the values before they are cached: what a table of
+        value embeddings knows of each token (see ``research.py``).
+        """
         batch, seq, _ = x.shape
         # (batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)
         q = self.q_norm(self.q_proj(x).view(batch, seq, self.n_heads, self.head_dim)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim)).transpose(1, 2)
-        v = self.v_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(batch, seq, self.n_kv_heads, self.head_dim)
+        v = (v if extra_value is None else v + extra_value).transpose(1, 2)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
