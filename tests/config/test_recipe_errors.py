@@ -67,6 +67,13 @@ def test_combinations_inside_and_between_sections_are_reported_together(tmp_path
     assert "dim=64 is not a multiple of n_heads=3" in found[1]
 
 
+def test_a_negative_z_loss_or_one_for_an_objective_that_knows_none_is_a_sentence(tmp_path: Path) -> None:
+    found = problems(tmp_path, RIGHT, "train.z_loss=-0.0001")
+    assert len(found) == 1 and "train.z_loss: must be at least 0 (got -0.0001)" in found[0]
+    found = problems(tmp_path, RIGHT.replace("steps: 3", "steps: 3, z_loss: 1e-4") + "objective: mine:loss\n")
+    assert len(found) == 1 and "only next_token knows of it, and objective is mine:loss" in found[0]
+
+
 def test_a_misspelt_key_is_not_reported_a_second_time_as_missing(tmp_path: Path) -> None:
     assert problems(tmp_path, RIGHT.replace("steps", "stepz")) == [
         "r.yaml:5: train.stepz: unknown key (got 3); did you mean 'steps'?"

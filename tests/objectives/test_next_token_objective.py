@@ -49,6 +49,27 @@ def test_a_packed_row_costs_what_its_documents_cost_alone() -> None:
     assert abs(total.item() - alone) < 1e-5 * alone
 
 
+def test_z_loss_changes_the_gradient_and_no_figure_that_is_printed() -> None:
+    """Sum, then divide: the parts of a batch have together the sum, the count, the metric and the gradient of the whole."""
+    batch, model = batch_and_model()
+    plain, count, _ = next_token(model, batch)
+    loss, same_count, metrics = next_token(model, batch, z_loss=0.1)
+    assert loss.item() == plain.item() and same_count == count
+    logits = model(batch.tokens, batch.positions, batch.document_ids)
+    squares = logits.logsumexp(-1).square()[batch.targets != IGNORE].sum()
+    assert metrics["z_loss"][1] == count and abs(metrics["z_loss"][0] / (0.1 * squares.item()) - 1) < 1e-5
+
+    weights = list(model.parameters())
+    whole = torch.autograd.grad(loss, weights)
+    for got, want in zip(whole, torch.autograd.grad(plain + 0.1 * squares, weights), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    parts = [next_token(model, part, z_loss=0.1) for part in batch.split(1)]
+    assert sum(one[1] for one in parts) == count
+    assert abs(sum(one[2]["z_loss"][0] for one in parts) / metrics["z_loss"][0] - 1) < 1e-5
+    for got, want in zip(torch.autograd.grad(sum(one[0] for one in parts), weights), whole, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_the_gradient_reaches_every_weight() -> None:
     batch, model = batch_and_model()
     next_token(model, batch)[0].backward()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sproutlm.train.loss import IGNORE, cross_entropy_sum, token_nll
+from sproutlm.train.loss import IGNORE, cross_entropy_sum, cross_entropy_with_z, token_nll
 
 
 def case(
@@ -56,6 +56,28 @@ def test_capped_logits_have_the_loss_and_gradients_of_the_whole(chunk: int) -> N
     each = token_nll(hidden, weight, targets, chunk=chunk, softcap=1.5)
     torch.testing.assert_close(each.sum().double(), expected[0], rtol=1e-6, atol=0)
     assert (loss - cross_entropy_sum(hidden, weight, targets)).abs() > 0.1
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("chunk", [1, 7, 33, 1024])
+@pytest.mark.parametrize("z_loss", [1e-4, 0.3])
+def test_z_loss_is_in_the_gradient_and_not_in_the_sum(z_loss: float, chunk: int, softcap: float) -> None:
+    """Against torch's own gradient of sum(loss + z * log(Z)^2) over full logits in float64 (arXiv:2204.02311)."""
+    hidden, weight, targets = case(torch.float64)
+    h, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+    logits = h @ w.T
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    squares = logits.logsumexp(-1).square()[targets != IGNORE].sum()
+    plain = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    expected = torch.autograd.grad(plain + z_loss * squares, (h, w))
+
+    loss, found = cross_entropy_with_z(hidden, weight, targets, chunk=chunk, softcap=softcap, z_loss=z_loss)
+    torch.testing.assert_close(loss.double(), plain.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.double(), squares.detach(), rtol=1e-6, atol=0)
+    assert loss.requires_grad and not found.requires_grad
+    for got, want in zip(torch.autograd.grad(loss, (hidden, weight)), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=2e-6)
+        assert (got - reference(hidden, weight, targets, softcap)[1 if want is expected[0] else 2]).abs().max() > z_loss
 
 
 @settings(max_examples=20, deadline=None)

@@ -53,6 +53,12 @@ class TrainConfig(Strict):
         description="CPU: micro-batches computed side by side, a core each; 0 = one per core for models below 50 M.",
     )
     clip: float = Field(1.0, ge=0, description="Gradient-norm limit; 0 = none.")
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of log(Z)^2 per target, Z the softmax's denominator: keeps logits from drifting (PaLM: 1e-4). "
+        "In the gradient only: the printed loss stays the language model's.",
+    )
     compute: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="Type of the forward and backward pass; masters are float32."
     )
@@ -132,6 +138,14 @@ class Recipe(Strict):
         if self.model is None and self.init_from in (None, "random"):
             faults.append(
                 Fault(("model", "init_from"), "missing; give a shape, or init_from: a run or a Hugging Face folder")
+            )
+        if train.z_loss and self.objective != "next_token":
+            faults.append(
+                Fault(
+                    ("train.z_loss", "objective"),
+                    f"only next_token knows of it, and objective is {self.objective}; remove train.z_loss, or put the term "
+                    "into your objective",
+                )
             )
         if self.stage == "sft" and self.init_from is None:
             faults.append(

@@ -11,18 +11,29 @@ from ..config.model import MoEConfig
 from ..data.loader import Batch
 from ..model import Transformer
 from ..model.moe import Routing
-from ..train.loss import cross_entropy_sum
+from ..model.transformer import Head
+from ..train.loss import cross_entropy_sum, cross_entropy_with_z
 
 
-def next_token(model: Transformer, batch: Batch) -> tuple[Tensor, int, dict[str, tuple[float, float]]]:
-    """Sum of token losses (nats) and number of trained targets; the loss runs inside ``forward``, as its head."""
+def next_token(
+    model: Transformer, batch: Batch, z_loss: float = 0.0
+) -> tuple[Tensor, int, dict[str, tuple[float, float]]]:
+    """Sum of token losses (nats) and number of trained targets; the loss runs inside ``forward``, as its head.
+
+    ``z_loss`` weighs log(Z)^2 of each target in the gradient, not in the value; the metric of that name is what it adds.
+    """
     config, count = model.config, batch.trained
-    head = partial(cross_entropy_sum, targets=batch.targets, softcap=config.logit_softcap)
     routing = Routing() if config.moe is not None and torch.is_grad_enabled() else None
-    loss_sum = model(batch.tokens, batch.positions, batch.document_ids, head=head, routing=routing)
+    head: Head = partial(cross_entropy_sum, targets=batch.targets, softcap=config.logit_softcap)
+    if z_loss:
+        head = partial(cross_entropy_with_z, targets=batch.targets, softcap=config.logit_softcap, z_loss=z_loss)
+    found = model(batch.tokens, batch.positions, batch.document_ids, head=head, routing=routing)
+    loss_sum, squares = found if z_loss else (found, None)
+    metrics = {} if squares is None else {"z_loss": (z_loss * float(squares), float(count))}
     if routing is None or config.moe is None:
-        return loss_sum, count, {}
-    return with_router_losses(loss_sum, count, routing, config.moe)
+        return loss_sum, count, metrics
+    loss_sum, count, routed = with_router_losses(loss_sum, count, routing, config.moe)
+    return loss_sum, count, metrics | routed
 
 
 def with_router_losses(

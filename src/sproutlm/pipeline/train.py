@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ def import_attribute(reference: str, what: str) -> Any:
 def objective_of(recipe: Recipe) -> Objective:
     """The recipe's objective; a ``RecipeError`` where it is not there or cannot be called."""
     if recipe.objective == "next_token":
-        return next_token
+        weight = recipe.train.z_loss
+        return partial(next_token, z_loss=weight) if weight else next_token
     found = import_attribute(recipe.objective, "objective")
     if not callable(found):
         raise RecipeError(
