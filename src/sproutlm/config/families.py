@@ -18,7 +18,7 @@ PARTS: dict[str, Any] = {
     "qk_norm": False, "attention_bias": False, "qkv_bias": False, "attention_scale": None, "attention_softcap": 0.0,
     "sliding_window": 0, "window_pattern": "",
     "activation": "silu", "gated": True, "mlp_bias": False, "moe": None,
-    "embedding_scale": 1.0, "residual_scale": 1.0, "logit_softcap": 0.0,
+    "embedding_scale": 1.0, "residual_scale": 1.0, "logit_softcap": 0.0, "research": (),
 }  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from . import presets
 from .families import EXPERTS, SHAPES, experts_of, misfits, parts_of
@@ -14,6 +14,9 @@ Family = Literal[
     "qwen3", "llama", "gpt2", "qwen2", "mistral", "gemma", "gemma2", "qwen3_moe", "mixtral", "qwen2_moe", "dots1",
     "research",
 ]  # fmt: skip
+
+
+ResearchPart = Literal["value_embeddings", "residual_lambdas", "x0_lambdas", "smear", "unet_skips"]
 
 
 class RopeScaling(Strict):
@@ -123,7 +126,18 @@ class ModelConfig(Strict):
     embedding_scale: float = Field(1.0, gt=0, description="Factor on the embeddings (Gemma: sqrt(dim)).")
     residual_scale: float = Field(1.0, gt=0, description="Factor on each branch before it is added.")
     logit_softcap: float = Field(0.0, ge=0, description="Logits are capped by s * tanh(logit / s); 0 = not.")
+    research: tuple[ResearchPart, ...] = Field(
+        (),
+        description="family: research only, as no other program has them. value_embeddings: further embedding tables, "
+        "added to the values of every second layer; residual_lambdas, x0_lambdas: each layer reads lambda * x + mu * "
+        "embedding; smear: part of the embedding of the token before; unet_skips: late layers read early ones' outputs too.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the two residual branches of each block.")
+
+    @field_validator("research")
+    @classmethod
+    def _in_one_order(cls, parts: tuple[ResearchPart, ...]) -> tuple[ResearchPart, ...]:
+        return tuple(part for part in get_args(ResearchPart) if part in parts)
 
     @model_validator(mode="before")
     @classmethod
@@ -190,6 +204,14 @@ class ModelConfig(Strict):
             faults.append(
                 Fault(("qkv_bias", "attention_bias"), "attention_bias puts biases on q, k, v already; drop one")
             )
+        if "unet_skips" in self.research and not self.skip_from:
+            faults.append(
+                Fault(
+                    ("research", "n_layers"),
+                    f"unet_skips lead from the first half of the layers to the second, and of {self.n_layers} none is far "
+                    "enough from another; take n_layers of 3 or more, or leave unet_skips out",
+                )
+            )
         faults += [Fault((name, "family"), sentence) for name, sentence in misfits(self.family, self)]
         refuse(faults)
         return self
@@ -206,6 +228,18 @@ class ModelConfig(Strict):
 
     def has_experts(self, layer: int) -> bool:
         return self.moe is not None and layer not in self.moe.dense_layers
+
+    @property
+    def value_layers(self) -> tuple[int, ...]:
+        """Layers whose values are added to from a table of their own: every second one, the last included."""
+        return tuple(range((self.n_layers - 1) % 2, self.n_layers, 2)) if "value_embeddings" in self.research else ()
+
+    @property
+    def skip_from(self) -> dict[int, int]:
+        """Layer of the second half -> its mirror in the first, whose output it reads as well. The middle of an even number
+        has none: its mirror's output is what it is given anyway."""
+        late = range(self.n_layers // 2 + 1, self.n_layers) if "unet_skips" in self.research else ()
+        return {layer: self.n_layers - 1 - layer for layer in late}
 
 
 def _moe_faults(moe: MoEConfig, n_layers: int) -> list[Fault]:

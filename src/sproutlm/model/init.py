@@ -26,12 +26,15 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Norms 1, biases and residual writers 0, other matrices normal(0, 1/sqrt(fan_in)), embedding and head small."""
+    """Norms 1, biases and residual writers 0, other matrices normal(0, 1/sqrt(fan_in)), embedding and head small; lambdas
+    and gates of ``research.py`` so that they change nothing."""
     offsets = {id(m.weight) for m in model.modules() if isinstance(m, RMSNorm) and m.offset}  # 1 + weight: 1 at zero
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.fill_(0.0 if id(parameter) in offsets else 1.0)
-        elif name.endswith((".bias", ".expert_bias")) or name.endswith(RESIDUAL_WRITERS):
+        elif name == "research.residual_lambdas":
+            parameter.fill_(1.0)
+        elif name.endswith((".bias", ".expert_bias", *RESIDUAL_WRITERS)) or starts_at_zero(name):
             parameter.zero_()
         else:
             # 0.02 keeps a tied head's first logits near zero; an untied embedding is read through a norm anyway.
@@ -39,6 +42,16 @@ def init_weights(model: nn.Module, seed: int) -> None:
             values = torch.empty(parameter.shape, dtype=torch.float32)
             values.normal_(0.0, std, generator=parameter_generator(seed, name))
             parameter.copy_(values)
+
+
+def starts_at_zero(name: str) -> bool:
+    """Lambdas and gates of ``research.py`` that add nothing at the start."""
+    return name.startswith("research.") and not has_vocabulary_rows(name)
+
+
+def has_vocabulary_rows(name: str) -> bool:
+    """Whether a parameter has a row for each id: embedding, untied head, tables of value embeddings."""
+    return name in ("embed_tokens.weight", "lm_head.weight") or name.startswith("research.value_tables.")
 
 
 def resize_vocab(
@@ -55,9 +68,7 @@ def resize_vocab(
     before = config.vocab_size
     size = max([before, *(id_ + 1 for id_ in written_as)])
     resized = dict(state)
-    for name in ("embed_tokens.weight", "lm_head.weight"):
-        if name not in state:
-            continue
+    for name in filter(has_vocabulary_rows, state):
         old = state[name].to(torch.float32)
         rows = torch.empty(size, old.shape[1], dtype=torch.float32)
         rows[:before] = old

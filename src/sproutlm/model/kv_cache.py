@@ -26,6 +26,9 @@ class KVCache:
         shape = (config.n_layers, batch, config.n_kv_heads, max_len, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        # What smear reads of the token before; by slot, so that a cache may be cut back to any length.
+        smears = "smear" in config.research
+        self.tokens = torch.zeros(batch, max_len, dtype=torch.int64, device=device) if smears else None
         self.start = torch.zeros(batch, dtype=torch.int64, device=device)
         self.length = 0
         self.max_len = max_len
@@ -38,12 +41,25 @@ class KVCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append ``k`` and ``v`` (batch, kv_heads, seq, head_dim); return all of this layer's so far."""
-        end = self.length + k.shape[2]
-        if end > self.max_len:
-            raise ValueError(f"KV cache holds {self.max_len} tokens; {end} were asked for: allocate a longer one")
+        end = self._end(k.shape[2])
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def _end(self, seq: int) -> int:
+        """Slot behind the next ``seq`` tokens; ValueError where there is no room for them."""
+        end = self.length + seq
+        if end > self.max_len:
+            raise ValueError(f"KV cache holds {self.max_len} tokens; {end} were asked for: allocate a longer one")
+        return end
+
+    def before(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Note the next ``tokens`` (batch, seq); return the id before each, and whether there is one, both (batch, seq)."""
+        assert self.tokens is not None
+        end = self._end(tokens.shape[1])
+        self.tokens[:, self.length : end] = tokens
+        slots = torch.arange(self.length, end, device=self.start.device)
+        return self.tokens[:, (slots - 1).clamp_min(0)], slots > self.start[:, None]
 
     def advance(self, seq: int) -> None:
         """Count ``seq`` more tokens as seen: called once per forward pass, after the last layer."""
@@ -78,5 +94,6 @@ class KVCache:
         """Drop every row but ``rows`` (int64 indices), so that finished requests cost nothing more."""
         self.keys = self.keys[:, rows].contiguous()
         self.values = self.values[:, rows].contiguous()
+        self.tokens = None if self.tokens is None else self.tokens[rows]
         self.start = self.start[rows]
         self._padded = bool((self.start > 0).any())

@@ -15,6 +15,7 @@ from .init import init_weights
 from .kv_cache import KVCache
 from .layers import MLP, norm_of, softcap
 from .moe import MoE, Routing
+from .research import Research
 from .rope import rope_tables
 
 # A head maps (hidden (batch, seq, dim), output weight (vocab, dim)) to logits, or to a loss computed without them.
@@ -42,9 +43,11 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None,
         routing: Routing | None = None,
+        extra_value: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        branch = self.attention_post_norm(self.attention(self.attention_norm(x), rope, mask, cache))
-        x = x + self._scaled(branch)
+        seen = self.attention_norm(x)
+        extra = None if extra_value is None else extra_value(seen)
+        x = x + self._scaled(self.attention_post_norm(self.attention(seen, rope, mask, cache, extra)))
         branch = self.mlp_norm(x)
         branch = self.mlp(branch, routing) if isinstance(self.mlp, MoE) else self.mlp(branch)
         return x + self._scaled(self.mlp_post_norm(branch))
@@ -73,6 +76,7 @@ class Transformer(nn.Module):
         self.embed_positions = nn.Embedding(config.max_seq_len, config.dim) if learned else None
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = norm_of(config)
+        self.research = Research(config) if config.research else None
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 
     @property
@@ -97,10 +101,9 @@ class Transformer(nn.Module):
         seq, config = tokens.shape[1], self.config
         if positions is None:
             positions = torch.arange(seq, device=tokens.device) if cache is None else cache.positions(seq)
-        x = self.embed_tokens(tokens)  # (batch, seq, dim)
-        if config.embedding_scale != 1.0:
-            # Rounded to the compute type first, as the checkpoints that have one were trained.
-            x = x * torch.full((), config.embedding_scale, dtype=x.dtype, device=x.device)
+        x = self._embed(tokens)  # (batch, seq, dim)
+        if self.research is not None and self.research.smear_gate is not None:
+            x = self.research.smear(x, *self._before(x, tokens, document_ids, cache))
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         rope = rope_tables(positions, config, x.dtype) if self.embed_positions is None else None
@@ -108,8 +111,11 @@ class Transformer(nn.Module):
             window: self._mask(document_ids, cache, seq, window, x)
             for window in {config.window_of(layer) for layer in range(config.n_layers)}
         }
+        stream = None if self.research is None else self.research.stream(tokens, x)
         for number, layer in enumerate(self.layers):
-            x = layer(x, rope, masks[config.window_of(number)], cache, routing)
+            x = x if stream is None else stream.enter(number, x)
+            extra_value = None if stream is None else stream.extra_value(number)
+            x = layer(x, rope, masks[config.window_of(number)], cache, routing, extra_value)
         if cache is not None:
             cache.advance(seq)
         x = self.norm(x)
@@ -117,6 +123,23 @@ class Transformer(nn.Module):
             return head(x, self.output_weight)
         logits = F.linear(x, self.output_weight)
         return softcap(logits, config.logit_softcap) if config.logit_softcap else logits
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x, scale = self.embed_tokens(tokens), self.config.embedding_scale
+        # Rounded to the compute type first, as the checkpoints that have one were trained.
+        return x if scale == 1.0 else x * torch.full((), scale, dtype=x.dtype, device=x.device)
+
+    def _before(
+        self, x: Tensor, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embedding of the token before each, (batch, seq, dim), and whether that belongs to the same document."""
+        if cache is not None:
+            ids, there = cache.before(tokens)
+            return self._embed(ids), there
+        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if document_ids is None:
+            return before, None
+        return before, F.pad(document_ids[:, 1:] == document_ids[:, :-1], (1, 0))
 
     @staticmethod
     def _mask(document_ids: Tensor | None, cache: KVCache | None, seq: int, window: int, x: Tensor) -> Tensor | None:

@@ -21,8 +21,8 @@ def parameters(config: ModelConfig) -> tuple[tuple[str, Tensor], ...]:
 
 @dataclass(frozen=True)
 class Parameters:
-    """``active``: those that one token meets, all but the experts it is not sent to; ``embedding``: tables of tokens and
-    positions; ``head``: an untied output matrix, 0 where it is tied; ``experts``: all routed experts together."""
+    """``active``: those that one token meets, all but the experts it is not sent to; ``embedding``: tables of tokens,
+    positions and values (``research.py``); ``head``: an untied output matrix, 0 where it is tied; ``experts``: all routed experts together."""
 
     total: int
     active: int
@@ -36,6 +36,11 @@ def is_expert(name: str) -> bool:
     return ".mlp.experts." in name
 
 
+def is_table(name: str) -> bool:
+    """Tables that are looked up in: of tokens, positions, and value embeddings."""
+    return name.startswith(("embed_", "research.value_tables."))
+
+
 def used_share(config: ModelConfig, name: str) -> float:
     """Share of a parameter that one token meets: ``top_k`` of the routed experts, else all of it."""
     return config.moe.top_k / config.moe.n_experts if config.moe is not None and is_expert(name) else 1.0
@@ -46,7 +51,7 @@ def count(config: ModelConfig) -> Parameters:
     return Parameters(
         total=sum(sizes.values()),
         active=sum(round(size * used_share(config, name)) for name, size in sizes.items()),
-        embedding=sum(size for name, size in sizes.items() if name.startswith("embed_")),
+        embedding=sum(size for name, size in sizes.items() if is_table(name)),
         head=sum(size for name, size in sizes.items() if name.startswith("lm_head")),
         experts=sum(size for name, size in sizes.items() if is_expert(name)),
     )

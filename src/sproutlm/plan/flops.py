@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.model import ModelConfig
-from .count import parameters, used_share
+from .count import is_table, parameters, used_share
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ def matrix_entries(config: ModelConfig) -> float:
     """Entries of all matrices that one token is multiplied with."""
     total = 0.0
     for name, parameter in parameters(config):
-        looked_up = name.startswith("embed_positions") or (
-            name.startswith("embed_tokens") and not config.tie_embeddings
-        )
+        a_head_too = name.startswith("embed_tokens") and config.tie_embeddings
+        looked_up = is_table(name) and not a_head_too
         if parameter.ndim >= 2 and not looked_up:
             total += parameter.numel() * used_share(config, name)
     return total

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
-from ..config.model import ModelConfig
+from ..config.model import ModelConfig, ResearchPart
 
 VOCAB = 71
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "dim": 32, "n_layers": 2, "ffn_dim": 44, "max_seq_len": 64}
@@ -255,6 +255,16 @@ RESEARCH = (
         | {
             "moe": {**EXPERTS, "score": "sigmoid", "scale": 2.5, "normalize": True, "shared_dim": 16, "balance": "bias"}
         },
+    ),
+    Case(
+        "research-every-part",
+        {"family": "research", "n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "research": get_args(ResearchPart)},
+    ),
+    Case(
+        "research-smear-values-experts-learned-positions",
+        {"family": "research", "n_layers": 4, "n_heads": 4, "n_kv_heads": 1, "positions": "learned"}
+        | {"research": ("smear", "value_embeddings"), "embedding_scale": 3.0, "tie_embeddings": False}
+        | {"moe": EXPERTS, "sliding_window": 5, "window_pattern": "SF"},
     ),
 )
 CASES: dict[str, Case] = {one.name: one for one in (*DENSE, *MIXTURES, *SHARED, *RESEARCH)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model import KVCache, Transformer
-from ..model.init import init_weights
+from ..model.init import init_weights, starts_at_zero
 from .cases import VOCAB, Case
 from .measure import Measure, at_most, close, none_of, worst
 from .tiny import packed, random_model, random_tokens
@@ -156,11 +156,14 @@ def initial_weights(case: Case) -> Measure:
     tokens = random_tokens(1, 9)
     faults += ["logits"] if not torch.equal(late(tokens), whole(tokens)) else []
     faults += ["the global random state"] if not torch.equal(torch_state, torch.random.get_rng_state()) else []
-    # pitfall 17: what is zero writes into the residual stream, and nothing else that is a matrix is zero.
+    # pitfall 17: what is zero writes into the residual stream or weighs what does, and no other matrix is zero.
     for name, parameter in whole.named_parameters():
-        writes = ".o_proj." in name or ".down_proj." in name
+        writes = ".o_proj." in name or ".down_proj." in name or starts_at_zero(name)
         if parameter.dim() > 1 and writes != (parameter.count_nonzero() == 0):
             faults.append(f"{name} is {'not ' if writes else ''}zero at the start")
+    if config.research:
+        plain = Transformer(config.model_copy(update={"research": ()})).init_weights(5).eval()
+        faults += [] if torch.equal(plain(tokens), whole(tokens)) else ["research parts change the untrained model"]
     return none_of(faults)
 
 
