@@ -68,13 +68,17 @@ def test_folder_that_transformers_reads_otherwise_fails(
 def test_research_model_is_refused_with_a_way_out(
     tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ModelConfig(family="research", vocab_size=tokenizer.vocab_size, dim=16, n_layers=1, n_heads=2)
+    parts = ("smear", "x0_lambdas")
+    config = ModelConfig(
+        family="research", vocab_size=tokenizer.vocab_size, dim=16, n_layers=1, n_heads=2, research=parts
+    )
     state: dict[str, Any] = dict(Transformer(config).state_dict())
     monkeypatch.setattr(LOAD, "load_state", lambda *_: (config, state, tokenizer))
     monkeypatch.setattr(LOAD, "locate", lambda path: type("S", (), {"folder": path, "step": 1}))
     for verb, out in (("hf", "out"), ("gguf", "x.gguf"), ("ollama", "out")):
         assert main(["export", verb, str(tmp_path), str(tmp_path / out)]) == 1
         assert "no other program knows" in (said := capsys.readouterr().err) and "distillation" in said
+        assert "family: research with x0_lambdas, smear" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sproutlm.config.model import ModelConfig
+from sproutlm.config.model import ModelConfig, ResearchPart
 from sproutlm.config.presets import PRESETS
 from sproutlm.data.loader import Batch
 from sproutlm.model import Transformer
@@ -25,6 +25,7 @@ SHAPES = {
     "llama, grouped queries": {"family": "llama", "n_kv_heads": 2},
     "qwen3, heads of their own width, untied": {"n_kv_heads": 1, "head_dim": 16, "tie_embeddings": False},
     "window": {"family": "mistral", "sliding_window": 8},
+    "research": {"family": "research", "research": get_args(ResearchPart), "n_kv_heads": 2},
     "experts": {"family": "qwen3_moe", "moe": EXPERTS | {"dense_layers": (1,)}},
     "shared expert": {"family": "qwen2_moe", "moe": EXPERTS | {"shared_dim": 20, "shared_gate": True}},
 }

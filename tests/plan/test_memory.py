@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sproutlm.config.model import ModelConfig
+from sproutlm.config.model import ModelConfig, ResearchPart
 from sproutlm.config.presets import PRESETS
 from sproutlm.config.schema import OptimizerConfig
 from sproutlm.data.loader import Batch
@@ -34,6 +34,7 @@ SHAPES = {
     "window": {"family": "mistral", "sliding_window": 64},
     "gemma2": {"family": "gemma2"},
     "experts": {"family": "qwen3_moe", "moe": EXPERTS},
+    "research": {"family": "research", "research": get_args(ResearchPart)},
     "shared expert": {"family": "qwen2_moe", "moe": EXPERTS | {"shared_dim": 96, "shared_gate": True}},
 }
 ROWS, SEQ = 2, 288  # above 256: shorter rows in bf16 on a CPU are attended without the fused kernel

@@ -12,7 +12,7 @@ import torch
 
 from sproutlm.cli import main
 from sproutlm.config.families import PARTS, SHAPES
-from sproutlm.config.model import MoEConfig, RopeScaling
+from sproutlm.config.model import MoEConfig, ResearchPart, RopeScaling
 from sproutlm.families import FAMILIES as ADAPTERS
 from sproutlm.model import KVCache, Transformer, attention, transformer
 from sproutlm.verify import invariants, model, parity, reference, rope_figures, verify_model
@@ -54,6 +54,12 @@ def test_every_option_of_the_family_has_a_shape(family: str) -> None:
         assert values - {plain}, f"{family}: no shape uses {part}"
     if family != "research":
         assert len({config.tie_embeddings for config in configs}) > 0
+
+
+def test_every_research_part_is_in_a_shape_and_out_of_another() -> None:
+    configs = [case.config() for case in cases_of("research")]
+    for part in get_args(ResearchPart):
+        assert {part in config.research for config in configs} == {True, False}
 
 
 def test_every_kind_of_rotary_scaling_and_of_experts_has_a_shape() -> None:

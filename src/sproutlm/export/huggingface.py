@@ -74,8 +74,9 @@ def stop_ids(tokenizer: Tokenizer | None) -> list[int]:
 def unexportable(config: ModelConfig) -> str | None:
     """Why no other program could run a model of this shape, as a sentence; None where one can."""
     if config.family == "research":
+        parts = f" with {', '.join(config.research)}" if config.research else ""
         return (
-            "this model has family: research, a shape that no other program knows, so it cannot be exported; train a model "
+            f"this model has family: research{parts}, a shape that no other program knows, so it cannot be exported; train a model "
             "of an exportable family on its answers (distillation), or set another family before training"
         )
     return None

@@ -94,11 +94,20 @@ def _activations(config: ModelConfig, setting: Setting) -> int:
     layers = [_block_bytes(config, layer, size, setting.seq_len) for layer in range(config.n_layers)]
     # All blocks keep theirs; gradients of the widest one pass through while it goes backward. Then: the input of the last
     # norm, its output, the trained positions of it, and their gradient.
-    kept = tokens * (sum(layers) + max(layers) // 2 + 4 * config.dim * size)
+    kept = tokens * (sum(layers) + max(layers) // 2 + (4 * config.dim + _research_channels(config)) * size)
     windows = {config.window_of(layer) for layer in range(config.n_layers)}
     masks = [setting.rows if setting.document_mask else 1 for w in windows if setting.document_mask or 0 < w]
     # Additive, in the compute type; while it is made also as two of bool.
     return kept + sum(masks) * setting.seq_len**2 * (size + 2)
+
+
+def _research_channels(config: ModelConfig) -> int:
+    """Channels per token that the parts of ``model/research.py`` keep, over all layers."""
+    parts = set(config.research)
+    # Each layer's input before its factor; what a skip leads on; the embeddings, and those before them.
+    vectors = config.n_layers * ("residual_lambdas" in parts) + len(config.skip_from)
+    vectors += ("x0_lambdas" in parts) + 2 * ("smear" in parts)
+    return vectors * config.dim + len(config.value_layers) * config.n_kv_heads * config.head_dim
 
 
 def _block_bytes(config: ModelConfig, layer: int, size: int, seq_len: int) -> int:
@@ -138,8 +147,10 @@ def _logits(config: ModelConfig, setting: Setting) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, compute: Compute) -> int:
-    """Keys and values of one token in all layers. A windowed layer's are kept whole, as our cache does."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * BYTES[compute]
+    """Keys and values of one token in all layers. A windowed layer's are kept whole, as our cache does; for ``smear`` the
+    token's id beside them."""
+    ids = 8 if "smear" in config.research else 0
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * BYTES[compute] + ids
 
 
 def inference_memory(config: ModelConfig, rows: int, context: int, compute: Compute) -> dict[str, int]:
