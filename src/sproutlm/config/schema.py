@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from .data import DataConfig, HoldoutConfig, SourceConfig, TemplateConfig, TokenizerConfig, Validation
 from .model import ModelConfig
@@ -70,6 +71,22 @@ class TrainConfig(Strict):
     save_every: int = Field(200, gt=0, description="Steps between checkpoints (one is always saved at the end).")
     keep_last: int = Field(2, gt=0, description="Checkpoints kept, the best one not counted.")
     early_stop: int = Field(0, ge=0, description="Stop after this many validations without a new best; 0 = never.")
+    trackers: list[Literal["tensorboard", "wandb", "swanlab"]] = Field(
+        default_factory=list, description="Where figures go beside metrics.jsonl; no account or network ends a run."
+    )
+    tracker_project: str = Field(
+        "sproutlm", min_length=1, max_length=100, pattern=r"^[\w.-]+$", description="wandb, swanlab: the project."
+    )
+    tracker_name: str | None = Field(
+        None, min_length=1, max_length=100, description="wandb, swanlab: the run's name; default: the recipe's."
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise PydanticCustomError("twice", "names a tracker twice; name each once")
+        return value
 
 
 class SampleConfig(Strict):

@@ -20,7 +20,10 @@ from .prepare import Prepared, Say
 
 # What may differ when a run continues: where things lie and how fast they are made, not what they are.
 # A file's content is compared in place of its path: see ``identity_of``.
-PLACE_KEYS = ("run", "init_from", "data.cache", "data.workers", "train.streams")
+PLACE_KEYS = (
+    "run", "init_from", "data.cache", "data.workers", "train.streams",
+    "train.trackers", "train.tracker_project", "train.tracker_name",
+)  # fmt: skip
 CONTENTS = {
     "data": "the training data (another file, or other rows or bytes in it)",
     "validation": "the validation data (another file, or other rows or bytes in it)",
@@ -55,16 +58,17 @@ def run_lock(run: Path) -> Iterator[None]:
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Keys whose values differ between two resolved recipes, as (dotted key, old, new)."""
+    key = path.removeprefix("recipe.")
+    if key in PLACE_KEYS or key.rsplit(".", 1)[-1] == "path":
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
         out = []
-        for key in sorted(old.keys() | new.keys()):
-            out += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        for name in sorted(old.keys() | new.keys()):
+            out += differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
         return out
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{path}.{i}")]
-    key = path.removeprefix("recipe.")
-    same_place = key in PLACE_KEYS or key.rsplit(".", 1)[-1] == "path"
-    return [] if old == new or same_place else [(key, old, new)]
+    return [] if old == new else [(key, old, new)]
 
 
 def check_continuation(

@@ -22,11 +22,12 @@ from ..model import Transformer
 from ..model.init import resize_vocab
 from ..objectives.next_token import next_token
 from ..train.checkpoint import Checkpointer, write_atomic
-from ..train.metrics import MetricsLog, plot_losses, read_metrics
+from ..train.metrics import plot_losses, read_metrics
 from ..train.precision import choose_compute
 from ..train.trainer import Objective, Trainer
 from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
+from .watching import trackers_of, work_of
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
@@ -252,11 +253,12 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             streams=how["streams"],
             compute=COMPUTE_TYPES[how["compute"]],
             checkpointer=checkpointer,
-            metrics=MetricsLog(run / "metrics.jsonl"),
+            metrics=trackers_of(resolved, run, say),
             checkpoint_files=files,
             identity=identity,
             evaluators=evaluators_of(recipe, prepared),
             sampler=sampler_of(recipe, prepared),
+            work=work_of(recipe, config, device, COMPUTE_TYPES[how["compute"]], say),
             say=say,
         )
         announce(recipe, prepared, model, steps, say)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +17,91 @@ import psutil
 
 
 class MetricsLog:
-    """One JSON object a line. Fields that depend on the machine, not on the run, are in ``CLOCK_FIELDS``."""
+    """One JSON object a line. Fields that depend on the machine, not on the run, are in ``CLOCK_FIELDS``.
 
-    CLOCK_FIELDS = ("tokens_per_second", "memory_mb", "seconds")
+    A disk that takes no more never ends a run: it is said once, and the rows wait in memory until there is room again.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    CLOCK_FIELDS = (
+        "tokens_per_second", "memory_mb", "seconds", "step_ms", "data_wait", "mfu", "cuda_memory_mb", "gpu_use",
+    )  # fmt: skip
+    MOST_WAITING = 10_000  # rows kept in memory while the disk takes none
+
+    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
+        self.path, self.say = path, say
+        self.lost = 0  # rows that no room was found for, not even later
+        self._waiting: list[bytes] = []
+        self._failed = False
 
     def rewind(self, step: int) -> None:
         """Forget every line past ``step``, and a line cut off by a kill: a resumed run writes them again, the same."""
-        if not self.path.exists():
+        self._waiting = []
+        try:
+            with open(self.path, "rb+") as f:  # rows come in the order of their steps: what goes is the file's end
+                kept = 0
+                for line in f:
+                    row = parse_row(line)
+                    if row is not None and row["step"] > step:
+                        break
+                    if line.endswith(b"\n"):
+                        kept += len(line)
+                f.truncate(kept)
+        except FileNotFoundError:
             return
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        except OSError as error:
+            self._say_once(error)
 
     def write(self, row: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+        self._waiting.append(json.dumps(row).encode() + b"\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab", buffering=0) as f:
+                whole = os.fstat(f.fileno()).st_size
+                try:
+                    data = b"".join(self._waiting)
+                    if f.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    with suppress(OSError):
+                        f.truncate(whole)  # no half of a line stays behind
+                    raise
+            self._waiting = []
+        except OSError as error:
+            self._say_once(error)
+            if len(self._waiting) > self.MOST_WAITING:
+                self._waiting.pop(0)
+                self.lost += 1
+
+    def close(self) -> None:
+        """Count what could not be written to the end."""
+        lost = self.lost + len(self._waiting)
+        if lost:
+            self.say(f"{self.path}: {lost:,} rows of metrics could not be written and are lost")
+        self._waiting, self.lost = [], 0
+
+    def _say_once(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            self.say(
+                f"warning: {self.path} cannot be written ({error.strerror}); training goes on, and the rows are kept in "
+                "memory until it can. Make room on this disk: checkpoints need it, too"
+            )
+
+
+def parse_row(line: bytes | str) -> dict[str, Any] | None:
+    """One line of a metrics file; None for a line that was cut off or damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file; an unfinished last line is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    # Split at line feeds alone: a sample may hold other characters that end a line.
+    rows = (parse_row(line) for line in path.read_bytes().split(b"\n"))
+    return [row for row in rows if row is not None]
 
 
 def memory_mb() -> float:
@@ -71,9 +127,10 @@ class Console:
         self._last = 0.0
 
     def step(self, row: dict[str, Any], eta: float, final: bool = False) -> None:
+        used = f"MFU {row['mfu']:.0%}  " if row.get("mfu") is not None else ""
         text = (
             f"step {row['step']}/{self.total}  loss {row['loss']:.4f}  lr x{row['lr_multiplier']:.3f}  "
-            f"grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  "
+            f"grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {used}"
             f"{row['memory_mb']:,.0f} MB  ETA {format_seconds(eta)}"
         )
         now = time.perf_counter()

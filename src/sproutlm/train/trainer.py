@@ -20,11 +20,13 @@ from ..data.loader import Batch
 from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
 from .checkpoint import Checkpointer
-from .metrics import Console, MetricsLog, memory_mb
+from .metrics import Console, memory_mb
 from .optim import Optimizers, is_expert_bias
 from .precision import MasterWeights
 from .schedule import multiplier
 from .streams import Streams
+from .trackers import Tracker
+from .watch import Watch, Work
 
 Objective = Callable[[Transformer, Batch], tuple[Tensor, int, dict[str, tuple[float, float]]]]
 Evaluator = Callable[[Transformer, int], dict[str, float]]
@@ -89,11 +91,12 @@ class Trainer:
         streams: int = 1,
         compute: torch.dtype,
         checkpointer: Checkpointer,
-        metrics: MetricsLog,
+        metrics: Tracker,
         checkpoint_files: dict[str, str],
         identity: dict[str, Any],
         evaluators: list[Evaluator] | None = None,
         sampler: Sampler | None = None,
+        work: Work | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.model, self.objective, self.loader = model, objective, loader
@@ -111,6 +114,7 @@ class Trainer:
         moe = getattr(getattr(model, "config", None), "moe", None)
         rate = moe.bias_rate if moe is not None else 0.0
         self.optimizers = Optimizers(optimizer, self.weights.masters, compute, rate)
+        self.watch = Watch(self.weights.masters, filter(is_expert_bias, self.weights.masters), work)
         self.state = TrainState()
         self.console = Console(total_steps, say)
         self._stop_signal: int | None = None
@@ -120,7 +124,9 @@ class Trainer:
 
     def train_step(self, step: int) -> tuple[float, int, float]:
         """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm."""
+        asked = time.perf_counter()
         batch = self.loader.batch(step)
+        self.watch.batch(time.perf_counter() - asked, batch.tokens.numel())
         loss_sum, count = 0.0, 0
         for part_loss, part_count in self._micro_batches(step, batch.split(self.micro_rows)):
             loss_sum, count = loss_sum + part_loss, count + part_count
@@ -133,7 +139,12 @@ class Trainer:
                 f"step {step + 1}: the loss or gradient is not finite (loss {loss_sum / count}, gradient norm {norm}); "
                 f"rows {rows}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
             )
+        logged = self._due(self.config.log_every, step + 1)
+        if logged:
+            self.watch.before_update()
         self.optimizers.step(multiplier(self.schedule, step, self.total_steps), step / max(1, self.total_steps))
+        if logged:
+            self.watch.after_update()
         for master in self.weights.masters.values():
             master.grad = None
         self.weights.publish()
@@ -168,9 +179,12 @@ class Trainer:
         """Divide the summed gradients once, by the count of the whole window; clip; return the norm before clipping."""
         # What steers expert biases is no gradient of the loss: only its sign counts, and it must not weigh in the norm.
         masters = self.weights.masters.items()
-        grads = [m.grad for n, m in masters if m.grad is not None and not is_expert_bias(n)]
+        named = {n: m.grad for n, m in masters if m.grad is not None and not is_expert_bias(n)}
+        grads = list(named.values())
         torch._foreach_div_(grads, float(count))
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        norms = torch._foreach_norm(grads)
+        self.watch.gradients(list(named), norms)
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         if self.config.clip and math.isfinite(norm) and norm > self.config.clip:
             torch._foreach_mul_(grads, self.config.clip / norm)
         return norm
@@ -195,15 +209,17 @@ class Trainer:
                 self.state.window_count += count
                 if self.state.step > resumed_from + 1:  # the first step pays for warm-up; it is not in the rate
                     self._timed_tokens += count
-                    self._timed_seconds += time.perf_counter() - begin
+                    seconds = time.perf_counter() - begin
+                    self._timed_seconds += seconds
+                    self.watch.step(seconds)
                 last = self.state.step == self.total_steps
-                if last or self.state.step % self.config.log_every == 0:
+                if self._due(self.config.log_every):
                     loss = self._log(norm, last)
-                if self._due(self.config.validate_every, last):
+                if self._due(self.config.validate_every):
                     validation = self._validate()
                     patience = self.config.early_stop
                     stopped_early = bool(patience) and self.state.validations_without_best >= patience
-                if self._due(self.config.sample_every, last or stopped_early):
+                if stopped_early or self._due(self.config.sample_every):
                     self._sample()
                 new_best = self.config.validate_every > 0 and self.state.best_step == self.state.step
                 regular = self.state.step % self.config.save_every == 0
@@ -227,12 +243,15 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """End the threads that micro-batches ran on."""
+        """End the threads that micro-batches ran on, and what records the run."""
         if self.streams is not None:
             self.streams.close()
+        self.metrics.close()
 
-    def _due(self, every: int, last: bool) -> bool:
-        return last or (every > 0 and self.state.step % every == 0)
+    def _due(self, every: int, step: int | None = None) -> bool:
+        """Whether what is done every so many steps is due after ``step`` (default: this one); the last step has all."""
+        step = self.state.step if step is None else step
+        return step == self.total_steps or (every > 0 and step % every == 0)
 
     def _log(self, norm: float, last: bool) -> float:
         state = self.state
@@ -249,6 +268,7 @@ class Trainer:
             "memory_mb": memory_mb(),
         }
         row["lr"] = row["lr_multiplier"] * self.optimizers.config.lr
+        row |= self.watch.figures(self.optimizers.optimizers)
         for name, (total, count) in state.window_metrics.items():
             if name in row:
                 raise SproutError(f"the objective's metric {name!r} has the name of a figure of the trainer; rename it")
