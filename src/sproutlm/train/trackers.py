@@ -71,7 +71,7 @@ class Trackers:
             try:
                 tracker.rewind(step)
             except ImportError as error:
-                self._leave(name, f"{error}; the run goes on without it. To have it: {INSTALL}")
+                self._leave(name, f"{error}; the run goes on without it")
             except Exception as error:
                 self._leave(name, f"it does not start ({_short(error)}); the run goes on without it")
 
@@ -158,7 +158,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("the library tensorboard is not installed") from error
+            raise ImportError(f"its library is not installed ({INSTALL})") from error
 
         # A reader drops the events of earlier files from this step on: nothing is drawn twice.
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1, flush_secs=30)
@@ -248,7 +248,7 @@ class WeightsAndBiases(Online):
         try:
             import wandb
         except ImportError as error:
-            raise ImportError("the library wandb is not installed") from error
+            raise ImportError(f"its library is not installed ({INSTALL})") from error
         return wandb
 
     def _start(self, library: Any, mode: str | None, continued: bool) -> Any:
@@ -270,7 +270,7 @@ class SwanLab(Online):
         try:
             import swanlab
         except ImportError as error:
-            raise ImportError("the library swanlab is not installed (pip install swanlab)") from error
+            raise ImportError("its library is not installed (pip install swanlab)") from error
         self._library = swanlab
         return swanlab
 
