@@ -16,6 +16,7 @@ from ..config.model import ModelConfig
 from ..errors import CheckpointError, SproutError
 from ..families import check_state
 from ..model import Transformer
+from ..model.meta import on_meta
 from ..train.checkpoint import Checkpointer, verify
 from .read import check_vocabulary, read, read_tokenizer
 from .weights import PICKLES, SafetensorsFolder, read_json, refused_pickle
@@ -39,12 +40,12 @@ def load(path: Path | str, dtype: torch.dtype | None = torch.float32) -> tuple[T
     """The model in eval mode, with its tokenizer (None for a Hugging Face folder without tokenizer.json).
 
     ``path`` is a run folder (its ``model/``, else its newest undamaged checkpoint), a checkpoint, or a Hugging Face
-    folder; ``dtype`` the type of the weights, None for that of the files. The weights are in memory once. Raises
-    SproutError; CheckpointError where files are damaged or do not belong together.
+    folder; ``dtype`` the type of the weights, None for that of the files. The weights are in memory once; those that need no
+    cast are views of the files, which training changes in memory alone. A file may be replaced or deleted meanwhile, not
+    cut short in place. Raises SproutError; CheckpointError where files are damaged or do not belong together.
     """
     config, state, tokenizer = load_state(path, dtype)
-    with torch.device("meta"):  # the parameters below take the place of these: none is allocated or drawn twice
-        model = Transformer(config)
+    model = on_meta(config)  # the parameters below take the place of these: none is allocated or drawn twice
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval(), tokenizer
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,9 @@ HEADER_DTYPES = {
 }  # fmt: skip
 # Biases that choose experts differ by little; transformers, too, keeps them in float32 in a bf16 model.
 ALWAYS_FLOAT32 = ("e_score_correction_bias", "expert_bias")
-PART = 1 << 19  # values that are cast at a time
+PART = 1 << 23  # values that are cast at a time: their part of the file is in memory as long as that takes
+MADV_POPULATE_READ = 22  # Linux 5.14: lays out all pages of a mapping in one call
+VIEWS = os.name != "nt"  # Windows lets no file be replaced that is mapped
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
 
@@ -77,27 +83,47 @@ def dtype_named(name: str) -> str:
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """``tensor`` in ``dtype``; CheckpointError where a finite value does not fit (float16 ends at 65,504)."""
-    if name.endswith(ALWAYS_FLOAT32) or not tensor.is_floating_point():
-        return tensor
-    if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel():
-        limit = torch.finfo(dtype).max
-        if max(map(abs, map(float, tensor.aminmax()))) > limit:
-            beyond = int((tensor.isfinite() & (tensor.abs() > limit)).sum())
-            raise CheckpointError(
-                f"{name}: {beyond} values are beyond the range of float16 (65,504) and would become infinite; use bfloat16"
-            )
-    return tensor.to(dtype)
+    made = tensor.to(_type_after(tensor, dtype, name))
+    _refuse_overflow(_overflowed(tensor, made), name)
+    return made
+
+
+def _type_after(tensor: Tensor, dtype: torch.dtype | None, name: str) -> torch.dtype:
+    """The type that a tensor has after a cast to ``dtype``; None: no cast."""
+    stays = dtype is None or name.endswith(ALWAYS_FLOAT32) or not tensor.is_floating_point()
+    return tensor.dtype if stays or dtype is None else dtype
+
+
+def _overflowed(before: Tensor, after: Tensor) -> int:
+    """How many finite values became infinite in a cast to float16."""
+    if after.dtype != torch.float16 or before.dtype == torch.float16 or not after.numel():
+        return 0
+    if all(bool(end.isfinite()) for end in after.aminmax()):
+        return 0
+    return int((after.isinf() & before.isfinite()).sum())
+
+
+def _refuse_overflow(values: int, name: str) -> None:
+    if values:
+        raise CheckpointError(
+            f"{name}: {values} values are beyond the range of float16 (65,504) and would become infinite; use bfloat16"
+        )
 
 
 class OneFile:
-    """A safetensors file, its header checked by the library. Tensors are read into memory of their own: not mapped, because
-    the pages of the file would stay beside the copy, and because a later save may replace the file."""
+    """A safetensors file, its header checked by the library.
+
+    A tensor in the file's own type is a view of a private mapping of the file: nothing is read before it is used, and what is
+    changed in place goes to pages of this process, never to the file. A file that is replaced by another under its name, as
+    every save here does it, stays readable through the view; one that is cut short in place does not. A tensor that is cast,
+    or asked for by ``own``, has memory of its own, and the file's pages do not stay beside it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with safe_open(path, framework="pt") as handle:  # compares the file's size with what its header says
-                self.header = {name: _meta(handle.get_slice(name)) for name in handle.keys()}
+            self._handle = safe_open(path, framework="pt")  # compares the file's size with what its header says
+            self.header = {name: _meta(self._handle.get_slice(name)) for name in self._handle.keys()}
             self._file = path.open("rb", buffering=0)
             length = int.from_bytes(self._file.read(8), "little")
             entries = json.loads(self._file.read(length))
@@ -106,32 +132,43 @@ class OneFile:
         self._starts = {name: 8 + length + entries[name]["data_offsets"][0] for name in self.header}
 
     def tensor(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """``name`` in ``dtype`` (None: the file's), as a view of the file where no cast is needed."""
         meta, start = self.header[name], self._starts[name]
-        as_it_is = dtype in (None, meta.dtype, torch.float16) or not meta.is_floating_point()
-        if as_it_is or name.endswith(ALWAYS_FLOAT32):
-            made = torch.empty_like(meta, device="cpu")
-            self._fill(made.view(-1), start, name)
-            return made if dtype is None else cast(made, dtype, name)
-        made = torch.empty_like(meta, dtype=dtype, device="cpu")
-        # By parts that stay in the processor's cache, so that the file's values need no memory of their own.
-        flat, scratch = made.view(-1), torch.empty(min(PART, meta.numel()), dtype=meta.dtype)
+        # Old writers padded no header, and values that straddle their own alignment are slow or refused by some kernels.
+        if VIEWS and _type_after(meta, dtype, name) == meta.dtype and start % meta.itemsize == 0 and meta.numel():
+            try:
+                return self._handle.get_tensor(name)
+            except (SafetensorError, OSError, RuntimeError) as error:
+                raise CheckpointError(damaged(self.path, error, name)) from None
+        return self.own(name, dtype)
+
+    def own(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """``name`` in ``dtype``, in memory of its own, by parts."""
+        meta, start = self.header[name], self._starts[name]
+        made = torch.empty(meta.shape, dtype=_type_after(meta, dtype, name), device="cpu")
+        flat, overflowed = made.view(-1), 0
         for begin in range(0, meta.numel(), PART):
-            part = scratch[: min(PART, meta.numel() - begin)]
-            self._fill(part, start + begin * meta.itemsize, name)
-            flat[begin : begin + len(part)] = part
+            after = flat[begin : begin + PART]
+            before = self._part(start + begin * meta.itemsize, len(after), meta.dtype, name)
+            after.copy_(before)
+            overflowed += _overflowed(before, after)
+        _refuse_overflow(overflowed, name)
         return made
 
-    def _fill(self, flat: Tensor, start: int, name: str) -> None:
-        rest = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    def _part(self, start: int, values: int, dtype: torch.dtype, name: str) -> Tensor:
+        """A stretch of the file through a mapping that ends with the tensor. Against reading into a buffer this saves one
+        copy, and against a mapping of the whole file, that its pages stay in memory."""
+        lead = start % mmap.ALLOCATIONGRANULARITY
+        size = values * dtype.itemsize
         try:
-            self._file.seek(start)
-            while rest:
-                got = self._file.readinto(rest)
-                if not got:
-                    raise OSError("the file ends before the tensor does")
-                rest = rest[got:]
-        except OSError as error:
+            mapped = mmap.mmap(self._file.fileno(), lead + size, access=mmap.ACCESS_COPY, offset=start - lead)
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             raise CheckpointError(damaged(self.path, error, name)) from None
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # an older kernel lays them out as they are touched
+                mapped.madvise(MADV_POPULATE_READ)
+        stretch = torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=lead)
+        return (stretch.clone() if start % dtype.itemsize else stretch).view(dtype)
 
 
 def _meta(part: Any) -> Tensor:
@@ -142,8 +179,9 @@ def _meta(part: Any) -> Tensor:
 class SafetensorsFolder(Mapping[str, Tensor]):
     """The tensors of a folder by name, read from disk when asked for; ``dtype``: cast as they are read.
 
-    ``header()`` has the same names with tensors on torch's meta device: shapes and types, no values. CheckpointError
-    where a file is damaged or missing.
+    What is not cast is a view of its file (see ``OneFile``); ``own(name)`` is for what is copied into another tensor anyway.
+    ``header()`` has the same names with tensors on torch's meta device: shapes and types, no values. CheckpointError where a
+    file is damaged or missing.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -174,6 +212,9 @@ class SafetensorsFolder(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].tensor(name, self._dtype)
+
+    def own(self, name: str) -> Tensor:
+        return self._files[name].own(name, self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config.model import ModelConfig
 from ..errors import SproutError
-from .lazy import Lazy, State, reader as _as_is
+from .lazy import Lazy, State, own, reader as _as_is
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ _FUSED = re.compile(r"(.*\.attn)\.c_attn\.(weight|bias)$")
 def _gpt2_plain(config: ModelConfig, state: State) -> State:
     """Conv1D weights are (in, out), and q, k and v lie side by side in one; OpenAI's own files lack the prefix."""
     makers: dict[str, Callable[[], Tensor]] = {}
+    wholes: dict[str, tuple[str, Tensor]] = {}
     for name in state:
         if re.search(r"\.attn\.(bias|masked_bias)$", name):
             continue  # the causal mask as a buffer, in old files
@@ -47,7 +48,7 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
             makers[name] = _as_is(state, name)  # stored under both names: the check of names reports this one
         elif fused:
             for number, part in enumerate("qkv"):
-                makers[f"{fused[1]}.{part}_proj.{fused[2]}"] = _third(state, name, number)
+                makers[f"{fused[1]}.{part}_proj.{fused[2]}"] = _third(state, name, number, wholes)
         elif _CONV1D.search(full):
             makers[full] = _transposed(state, name)
         else:
@@ -55,18 +56,26 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
     return Lazy(makers)
 
 
-def _third(state: State, name: str, number: int) -> Callable[[], Tensor]:
+def _third(state: State, name: str, number: int, wholes: dict[str, tuple[str, Tensor]]) -> Callable[[], Tensor]:
+    """A part of a fused tensor. ``wholes`` keeps the one read last, per kind: q, k and v are asked for one after another."""
+    kind = name.rsplit(".", 1)[1]
+
     def make() -> Tensor:
-        whole = state[name]
+        if wholes.get(kind, ("",))[0] != name:
+            wholes[kind] = (name, own(state, name))
+        whole = wholes[kind][1]
         if whole.ndim == 0 or whole.shape[-1] % 3:
             raise SproutError(f"{name} is {list(whole.shape)}; expected q, k and v side by side in its last dimension")
-        return _turned(whole.chunk(3, dim=-1)[number])
+        part = whole.chunk(3, dim=-1)[number]
+        if number == 2:
+            del wholes[kind]
+        return (part.T if part.ndim == 2 else part).clone(memory_format=torch.contiguous_format)
 
     return make
 
 
 def _transposed(state: State, name: str) -> Callable[[], Tensor]:
-    return lambda: _turned(state[name])
+    return lambda: _turned(own(state, name))
 
 
 def _turned(tensor: Tensor) -> Tensor:
@@ -125,10 +134,10 @@ def _experts_plain(config: ModelConfig, state: State) -> State:
 
 def _stack(state: State, names: list[str]) -> Callable[[], Tensor]:
     def make() -> Tensor:
-        first = state[names[0]]
+        first = own(state, names[0])
         out = torch.empty((len(names), *first.shape), dtype=first.dtype, device=first.device)
         for i, name in enumerate(names):
-            one = state[name]
+            one = first if i == 0 else own(state, name)
             if one.shape != first.shape or one.dtype != first.dtype:
                 raise SproutError(f"{name} is {_described(one)}, but {names[0]} is {_described(first)}")
             out[i] = one
@@ -186,7 +195,7 @@ def _shared_plain(config: ModelConfig, state: State) -> State:
 
 def _beside(state: State, names: list[str], dim: int) -> Callable[[], Tensor]:
     def make() -> Tensor:
-        parts = [state[name] for name in names]
+        parts = [own(state, name) for name in names]
         for name, part in zip(names, parts, strict=True):
             if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
                 raise SproutError(f"{name} is {_described(part)}, but {names[0]} is {_described(parts[0])}")

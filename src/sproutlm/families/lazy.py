@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -25,6 +26,10 @@ class Lazy(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
 
+    def own(self, name: str) -> Tensor:
+        maker = self._makers[name]
+        return maker.own() if isinstance(maker, Reader) else maker()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
@@ -38,6 +43,27 @@ def header_of(state: State) -> State:
     return state if header is None else header()
 
 
+def own(state: State, name: str) -> Tensor:
+    """``state[name]`` for one who copies it at once: in memory of its own instead of a view of a file, so that the pages of
+    the file do not stay beside the copy."""
+    read = getattr(state, "own", None)
+    return state[name] if read is None else read(name)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A maker that reads ``name`` of ``state``."""
+
+    state: State
+    name: str
+
+    def __call__(self) -> Tensor:
+        return self.state[self.name]
+
+    def own(self) -> Tensor:
+        return own(self.state, self.name)
+
+
 def reader(state: State, name: str) -> Callable[[], Tensor]:
     """A maker that reads ``name`` of ``state``."""
-    return lambda: state[name]
+    return Reader(state, name)
