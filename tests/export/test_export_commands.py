@@ -82,6 +82,19 @@ def test_research_model_is_refused_with_a_way_out(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every comparison with NaN is false, so a check of differences alone lets such a model pass."""
+    held = load_file(folder / "model.safetensors")
+    held["model.norm.weight"][3] = float("nan")
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    for verb, out in (("hf", "out"), ("gguf", "x.gguf"), ("ollama", "out")):
+        assert main(["export", verb, str(folder), str(tmp_path / out)]) == 1
+        assert "norm.weight: holds NaN" in (said := capsys.readouterr().err) or "norm.weight holds NaN" in said
+        assert not (tmp_path / out).exists()
+
+
 @pytest.mark.parametrize("size", ["tiny", "-4GB", "0MB", ""])
 def test_shard_size_that_is_none_is_a_sentence(
     size: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

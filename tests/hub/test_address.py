@@ -57,6 +57,9 @@ def test_an_address_is_read(text: str, kind: Kind, repo: str, revision: str | No
         ("modelscope://gpt2", "model", "the owner is missing"),
         ("https://example.org/x.jsonl", "data", "curl -L -C - -O URL"),
         ("file:///nowhere/at/all", "data", "no such folder"),
+        ("", "model", "names nothing"),  # as a path it would be the folder that one stands in, copied whole
+        ("hf:///tmp", "model", "is given without hf://"),
+        ("hf://../x", "model", "no OWNER/NAME"),
     ],
 )
 def test_what_is_no_address_is_one_sentence_with_the_cure(text: str, kind: Kind, sentence: str) -> None:

@@ -67,7 +67,7 @@ def check_folder(
     if faults:
         raise CheckFailed(f"{out}: transformers does not load this folder as it should: {faults}")
     report["transformers"] = largest(theirs.eval()(ids).logits, written)
-    if report["transformers"] > MOST * max(1.0, report["largest_logit"]):
+    if not report["transformers"] <= MOST * max(1.0, report["largest_logit"]):
         raise CheckFailed(f"{out}: logits in transformers differ by up to {report['transformers']:.3g} from those here")
     return report
 
@@ -102,7 +102,7 @@ def check_gguf(
         report["llama_cpp"] = max(abs(float(here[id_]) - value) for id_, value in there.items())
         other = [text for text in texts if running.encode(text) != tokenizer.encode(text)]
         report |= {"texts": len(texts), **_prompts(running, tokenizer, other), "other_ids": len(other)}
-    if kind == "f32" and report["llama_cpp"] > MOST_LLAMA_CPP:
+    if kind == "f32" and not report["llama_cpp"] <= MOST_LLAMA_CPP:
         raise CheckFailed(f"{file}: log-probabilities in llama.cpp differ by up to {report['llama_cpp']:.3g} from ours")
     if other:
         raise CheckFailed(

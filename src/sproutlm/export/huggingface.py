@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..config.model import ModelConfig
-from ..errors import SproutError
+from ..errors import CheckpointError, SproutError
 from ..families import for_family
 from ..train.checkpoint import fsync_path
 from .read import TOKENIZER_FILES, check_vocabulary
@@ -108,6 +108,8 @@ def export_run(
     source = locate(run)
     config, state, tokenizer = load_state(run, None)
     dtype = dtype_named(dtype) if dtype else main_dtype(state)
+    refuse_research(config)
+    refuse_damaged(state, str(source.folder))
     write_folder(config, state, tokenizer, out, dtype=dtype, shard_bytes=shard_bytes)
     report: dict[str, Any] = {
         "source": str(source.folder),
@@ -126,6 +128,15 @@ def export_run(
 
         report["check"] = check_folder(config, state, tokenizer, out)
     return report
+
+
+def refuse_damaged(state: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError for the first tensor that holds NaN or infinity: no program could answer with it."""
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{where}: {name} holds NaN or infinity; the model is damaged: use an earlier checkpoint"
+            )
 
 
 def main_dtype(state: Mapping[str, Tensor]) -> str:

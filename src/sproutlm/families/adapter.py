@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from ..config.model import ModelConfig
 from ..errors import SproutError
-from ..model import Transformer
+from ..model.meta import on_meta
+from .fields import check_fields
 from .layout import Layout
 from .lazy import Lazy, State, header_of, reader
 from .parts import rope_from_hf, rope_to_hf
@@ -59,6 +60,7 @@ class Family:
 
     def config_from_hf(self, config: Mapping[str, Any]) -> ModelConfig:
         """A parsed config.json -> ``ModelConfig``."""
+        check_fields(config)
         refuse_unsupported(config, self)
         values: dict[str, Any] = {"family": self.name, **(rope_from_hf(config, self.theta) if self.rotary else {})}
         for entry in self.fields:
@@ -69,11 +71,8 @@ class Family:
                 raise SproutError(f"config.json: {entry.theirs} is missing; a {self.model_type} model needs it")
             if value is None:
                 continue
-            if not isinstance(value, bool) and (not isinstance(value, int | float) or value <= 0):
-                raise SproutError(f"config.json: {entry.theirs} is {value!r}; expected a number above 0")
             values[entry.ours] = value
-        if isinstance(values["n_layers"], int):  # else ModelConfig names the fault
-            values |= self.read({**config, "num_hidden_layers": values["n_layers"]})
+        values |= self.read({**config, "num_hidden_layers": int(values["n_layers"])})
         try:
             return ModelConfig(**values)
         except ValidationError as error:
@@ -185,8 +184,7 @@ class Family:
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of a ``Transformer`` of this config, without allocating one."""
     try:
-        with torch.device("meta"):
-            model = Transformer(config)
+        model = on_meta(config)
     except (RuntimeError, OverflowError) as error:  # sizes whose product is beyond what torch counts with
         raise SproutError(f"a model of these sizes cannot exist: {str(error).splitlines()[0]}") from None
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.model import ModelConfig
 from ..errors import SproutError
-from .adapter import Family
+from .adapter import Family, Field
 from .llama import FIELDS as LLAMA_FIELDS, TENSORS as LLAMA_TENSORS
 from .parts import windows_from_hf, windows_to_hf
 
@@ -18,7 +18,9 @@ TENSORS2 = TENSORS | {
     "layers.{}.mlp_norm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
     "layers.{}.mlp_post_norm.weight": "model.layers.{}.post_feedforward_layernorm.weight",
 }
-FIELDS = tuple(f for f in LLAMA_FIELDS if f.ours != "mlp_bias")
+FIELDS = tuple(
+    Field(f.theirs, f.ours, 256) if f.ours == "head_dim" else f for f in LLAMA_FIELDS if f.ours != "mlp_bias"
+)
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def _read2(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_read({**config, "hidden_act": None}),
         **windows_from_hf({"sliding_window": 4096, **config, "layer_types": kinds}, config["num_hidden_layers"]),
-        "attention_scale": config.get("query_pre_attn_scalar", 256) ** -0.5,
+        "attention_scale": (config.get("query_pre_attn_scalar") or 256) ** -0.5,
         "attention_softcap": config.get("attn_logit_softcapping", 50.0) or 0.0,
         "logit_softcap": config.get("final_logit_softcapping", 30.0) or 0.0,
     }

@@ -45,7 +45,7 @@ ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu"
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config.get("activation_function", "gelu_new")
-    if kind not in ACTIVATIONS:
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise SproutError(f"config.json: activation_function is {kind!r}; supported are {known}")
     return {"activation": ACTIVATIONS[kind], "ffn_dim": config.get("n_inner") or 4 * int(config["n_embd"])}

@@ -24,6 +24,7 @@ QWEN2_SHARED = {
     **{f"layers.{{}}.mlp.shared.{m}.weight": f"model.layers.{{}}.mlp.shared_expert.{m}.weight" for m in MATRICES},
     "layers.{}.mlp.shared_gate.weight": "model.layers.{}.mlp.shared_expert_gate.weight",
 }
+MIXTRAL_MEANS = {"ffn_dim": REQUIRED, "norm_eps": 1e-5}
 MIXTRAL_NAMES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 MIXTRAL_EXPERTS = {
     "layers.{}.mlp.router.weight": "model.layers.{}.block_sparse_moe.gate.weight",
@@ -38,7 +39,7 @@ def whole_above_0(config: Mapping[str, Any], *names: str) -> int:
     """A number above 0 under the first of these names that is there."""
     name = next((name for name in names if config.get(name) is not None), names[0])
     value = config.get(name)
-    if not isinstance(value, int) or value <= 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise SproutError(f"config.json: {name} is {value!r}; expected a number above 0")
     return value
 
@@ -50,7 +51,7 @@ def _dense_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(i for i in layers if i in listed or (i + 1) % step)
 
 
-def _read_qwen(config: Mapping[str, Any]) -> dict[str, Any]:
+def _read_qwen(config: Mapping[str, Any], alternate: bool = False) -> dict[str, Any]:
     experts = {
         "n_experts": whole_above_0(config, "num_experts", "num_local_experts"),
         "top_k": whole_above_0(config, "num_experts_per_tok"),
@@ -59,7 +60,7 @@ def _read_qwen(config: Mapping[str, Any]) -> dict[str, Any]:
         "dense_layers": _dense_layers(config),
         "aux_weight": config.get("router_aux_loss_coef", 0.001),
     }
-    return {"moe": experts, **windows_from_hf(config, config["num_hidden_layers"])}
+    return {"moe": experts, **windows_from_hf(config, config["num_hidden_layers"], alternate=alternate)}
 
 
 def _read_qwen3(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def _read_qwen3(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("qkv_bias", True) is not True:
         raise SproutError("config.json: qkv_bias is false; a Qwen2-MoE model is supported with biases on q, k and v")
-    parts = _read_qwen(config)
+    parts = _read_qwen(config, alternate=True)
     parts["moe"] |= {"shared_dim": whole_above_0(config, "shared_expert_intermediate_size"), "shared_gate": True}
     return parts
 
@@ -83,7 +84,7 @@ def _read_mixtral(config: Mapping[str, Any]) -> dict[str, Any]:
         "normalize": True,
         "aux_weight": config.get("router_aux_loss_coef", 0.001),
     }
-    return {"moe": experts, **windows_from_hf(config, config["num_hidden_layers"], always=True)}
+    return {"moe": experts, **windows_from_hf(config, config["num_hidden_layers"], always=True, otherwise=None)}
 
 
 def _experts(config: ModelConfig) -> MoEConfig:
@@ -158,7 +159,7 @@ MIXTRAL = Family(
     architecture="MixtralForCausalLM",
     model_type="mixtral",
     tensors=MISTRAL.tensors | MIXTRAL_EXPERTS,
-    fields=tuple(Field(f.theirs, f.ours, REQUIRED) if f.ours == "ffn_dim" else f for f in MISTRAL.fields),
+    fields=tuple(Field(f.theirs, f.ours, MIXTRAL_MEANS.get(f.ours, f.default)) for f in MISTRAL.fields),
     fixed={"hidden_act": "silu"},
     read=_read_mixtral,
     write=_write_mixtral,

@@ -96,9 +96,19 @@ def rope_to_hf(config: ModelConfig) -> dict[str, Any]:
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def windows_from_hf(config: Mapping[str, Any], n_layers: int, always: bool = False) -> dict[str, Any]:
-    """``sliding_window`` and ``window_pattern``. ``always``: there is no switch, a number alone puts it on."""
-    window, kinds = config.get("sliding_window"), config.get("layer_types")
+def windows_from_hf(
+    config: Mapping[str, Any],
+    n_layers: int,
+    always: bool = False,
+    otherwise: int | None = 4096,
+    alternate: bool = False,
+) -> dict[str, Any]:
+    """``sliding_window`` and ``window_pattern``. ``always``: there is no switch, a number alone puts it on.
+
+    ``otherwise``: the window where a file does not name one (null is none). ``alternate``: without ``layer_types`` every
+    second layer has it, below ``max_window_layers``; else those from there on (28, transformers' own default).
+    """
+    window, kinds = config.get("sliding_window", otherwise), config.get("layer_types")
     unknown = sorted({str(kind) for kind in kinds or ()} - {"full_attention", "sliding_attention"})
     if unknown:
         known = "full_attention and sliding_attention"
@@ -106,9 +116,11 @@ def windows_from_hf(config: Mapping[str, Any], n_layers: int, always: bool = Fal
     if kinds is not None and len(kinds) != n_layers:
         raise SproutError(f"config.json: layer_types names {len(kinds)} layers, num_hidden_layers is {n_layers}")
     if kinds is None:
-        first = 0 if always else config.get("max_window_layers", n_layers)
+        border = config.get("max_window_layers")
+        border = 0 if always else 28 if border is None else border
         on = window is not None and (always or bool(config.get("use_sliding_window", False)))
-        kinds = ["sliding_attention" if on and i >= first else "full_attention" for i in range(n_layers)]
+        windowed = [on and (i % 2 == 0 and i < border if alternate else i >= border) for i in range(n_layers)]
+        kinds = ["sliding_attention" if it else "full_attention" for it in windowed]
     pattern = "".join("S" if kind == "sliding_attention" else "F" for kind in kinds)
     if "S" not in pattern:
         return {"sliding_window": 0, "window_pattern": ""}

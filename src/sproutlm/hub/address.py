@@ -62,6 +62,8 @@ def parse_address(text: str, kind: Kind) -> Address:
     ``kind`` says what a folder holds, and must be what the address names; a ``SproutError`` says what is wrong with it.
     """
     scheme, separator, rest = text.partition("://")
+    if not text.strip():
+        raise SproutError(f"{text!r} names nothing; expected {FORMS}")  # a Path of nothing would be this folder
     if not separator:
         return Address("folder", kind, _folder(text))
     if scheme == "file":
@@ -80,6 +82,8 @@ def parse_address(text: str, kind: Kind) -> Address:
 
 
 def _parse(text: str, hub: Hub, rest: str) -> Address:
+    if rest.startswith("/"):
+        raise SproutError(f"{text}: a folder on this disk is given without {hub}://; expected {FORMS}")
     parts = rest.strip("/").split("/")
     kind: Kind = "model"
     if parts[0] in ("datasets", "models"):
@@ -101,7 +105,7 @@ def _parse(text: str, hub: Hub, rest: str) -> Address:
         name, _, files = more.partition("/")
         repo = f"{owner}/{name}" if name else owner
     segments = repo.split("/")
-    if len(segments) > 2 or not all(_SEGMENT.fullmatch(part) for part in segments):
+    if len(segments) > 2 or not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in segments):
         raise SproutError(f"{text}: {repo!r} is no OWNER/NAME; expected {FORMS}")
     if hub == "modelscope" and len(segments) != 2:
         raise SproutError(
