@@ -6,9 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from sproutlm.config.model import ModelConfig
+from sproutlm.config.schema import Recipe
 from sproutlm.data.loader import IGNORE, Batch
 from sproutlm.model import Transformer
 from sproutlm.objectives.next_token import next_token
+from sproutlm.pipeline.train import objective_of
 
 
 def batch_and_model() -> tuple[Batch, Transformer]:
@@ -68,6 +70,16 @@ def test_z_loss_changes_the_gradient_and_no_figure_that_is_printed() -> None:
     assert abs(sum(one[2]["z_loss"][0] for one in parts) / metrics["z_loss"][0] - 1) < 1e-5
     for got, want in zip(torch.autograd.grad(sum(one[0] for one in parts), weights), whole, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weight_of_a_recipe_reaches_the_loss_and_0_changes_nothing() -> None:
+    batch, model = batch_and_model()
+    fields = {"name": "one", "data": {"train": [{"path": "rows.jsonl"}]}, "model": {"dim": 64}}
+    with_z, without = (
+        objective_of(Recipe.model_validate(fields | {"train": {"steps": 3} | more})) for more in ({"z_loss": 0.1}, {})
+    )
+    assert with_z(model, batch)[2] == next_token(model, batch, z_loss=0.1)[2] != {}
+    assert without is next_token
 
 
 def test_the_gradient_reaches_every_weight() -> None:
