@@ -44,6 +44,14 @@ def set_all(rows: Rows, key: str, values: list[float]) -> None:
         row[key] = value
 
 
+# Long enough to be judged, and with nothing in it twice.
+TEXT = "Once a miller sold his last sack of rye to buy a lamp that nobody else in town had wanted to keep."
+
+
+def sample(rows: Rows, text: str, ended: bool) -> None:
+    rows.append({"step": rows[-1]["step"], "tokens": 1, "sample": text, "ended": ended})
+
+
 METRICS: dict[str, tuple[Callable[[Rows], Any], str, str, int | None, str]] = {
     # name: (change, check, status, pitfall, what the sentence names)
     "NaN": (lambda r: logged(r)[7].update(loss=float("nan")), "finite figures", "fail", 33, "loss at step 16"),
@@ -61,18 +69,94 @@ METRICS: dict[str, tuple[Callable[[Rows], Any], str, str, int | None, str]] = {
     "another schedule": (
         lambda r: logged(r)[-1].update(lr_multiplier=1.0), "learning rate", "fail", 30, "where wsd has 0.05",
     ),
+    "flat": (
+        lambda r: set_all(logged(r), "loss", [4.0 - i / 1000 for i in range(20)]), "loss", "fail", 30, "it is flat",
+    ),
+    "diverged": (lambda r: [row.update(loss=4.0) for row in logged(r)[-4:]], "loss", "fail", 30, "it diverged"),
+    "no better than guessing": (
+        lambda r: set_all(logged(r), "loss", [6.2 - i / 50 for i in range(20)]),
+        "loss against chance", "fail", 30, "where guessing would",
+    ),
+    "begins above guessing": (
+        lambda r: logged(r)[0].update(loss=9.0), "loss against chance", "warn", 30, "begins well above guessing",
+    ),
+    "validation far above training": (
+        lambda r: set_all(validations(r), "val_loss", [4.0, 3.6, 3.4, 3.3]),
+        "training and validation", "warn", None, "far above training",
+    ),
+    "validation far below training": (
+        lambda r: set_all(validations(r), "val_loss", [2.0, 1.6, 1.4, 1.2]),
+        "training and validation", "warn", None, "far below training",
+    ),
+    "waits for data": (
+        lambda r: set_all(logged(r), "data_wait", [0.0, 0.3] * 10), "data wait", "warn", None, "15.0% of the time",
+    ),
+    "repeats itself": (
+        lambda r: [sample(r, "the river and the hill. " * 6, True), sample(r, "春眠不觉晓，" * 20, True)],
+        "repetition", "warn", None, "2 of 2 longer samples at step 40",
+    ),
+    "never ends": (
+        lambda r: [sample(r, TEXT, False) for _ in range(3)], "ends", "warn", 1, "0 of the last 3 samples",
+    ),
     "not saved": (lambda r: r.append({**logged(r)[-1], "step": 60}), "saved", "warn", 28, "20 steps will be repeated"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_each_fault_of_the_metrics_is_named(name: str, run: Path, finding: Any) -> None:
-    """pitfalls 28, 30, 33, and overfitting"""
+    """pitfalls 1, 28, 30, 33, overfitting, a gap, waiting, repetition"""
     change, check, status, pitfall, words = METRICS[name]
     rewrite(run / "metrics.jsonl", change)
     found = finding(examine_run(run)[0], check)
     assert (found.status, found.pitfall) == (status, pitfall), found
     assert words in found.what and found.cure
+
+
+WELL: dict[str, tuple[Callable[[Rows], Any], str]] = {
+    # name: (change, the check that stays ok); what lies just on this side of each fault
+    "a small fall at the end of a long one": (
+        lambda r: set_all(logged(r), "loss", [5.0, 4.0, 3.5] + [3.0 - i / 1000 for i in range(17)]), "loss",
+    ),
+    "a little up at the end": (lambda r: [row.update(loss=2.3) for row in logged(r)[-4:]], "loss"),
+    "clearly below guessing": (
+        lambda r: set_all(logged(r), "loss", [5.7 - i / 20 for i in range(20)]), "loss against chance",
+    ),
+    "validation somewhat above training": (
+        lambda r: set_all(validations(r), "val_loss", [3.0, 2.8, 2.7, 2.6]), "training and validation",
+    ),
+    "a hundredth waited": (lambda r: set_all(logged(r), "data_wait", [0.01] * 20), "data wait"),
+    "one sample of three circles": (
+        lambda r: [sample(r, "ho " * 40, True), sample(r, TEXT, True), sample(r, TEXT[::-1], True)], "repetition",
+    ),
+    "an earlier sample circled": (
+        lambda r: [r.insert(0, {"step": 1, "tokens": 1, "sample": "ho " * 40}), sample(r, TEXT, True)], "repetition",
+    ),
+    "one of three ended": (lambda r: [sample(r, TEXT, i == 0) for i in range(3)], "ends"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WELL)
+def test_what_is_no_fault_is_left_in_peace(name: str, run: Path, finding: Any) -> None:
+    change, check = WELL[name]
+    rewrite(run / "metrics.jsonl", change)
+    found = finding(examine_run(run)[0], check)
+    assert found.status == "ok", found
+
+
+def test_texts_longer_than_a_sample_need_not_end_in_it(run: Path, finding: Any) -> None:
+    rewrite(run / "metrics.jsonl", lambda rows: [sample(rows, TEXT, False) for _ in range(3)])
+    change_manifest(run, tokens=10**6)
+    assert finding(examine_run(run)[0], "ends").status == "ok"
+
+
+def test_a_run_that_goes_on_from_another_may_start_low_and_stay(run: Path, finding: Any, recipe: Any) -> None:
+    """What fails for random weights is no alarm for a fine-tuning: it begins near its end."""
+    later = recipe.model_copy(update={"init_from": str(run / "nowhere")})
+    (run / "recipe.yaml").write_text(dump_recipe(later))
+    rewrite(run / "metrics.jsonl", lambda rows: set_all(logged(rows), "loss", [2.0 - i / 1000 for i in range(20)]))
+    examined = examine_run(run)[0]
+    assert finding(examined, "loss").status == "ok"
+    assert "loss against chance" not in [f.check for f in examined.findings]
 
 
 def test_a_change_on_resume_that_was_recorded_is_no_fault(run: Path, finding: Any) -> None:

@@ -130,3 +130,11 @@ def test_a_slow_loader_shows_as_data_wait(make_trainer) -> None:
 def test_what_steers_experts_is_in_no_group() -> None:
     masters = {"layers.0.mlp.expert_bias": torch.ones(4), "norm.weight": torch.ones(4)}
     assert Watch(masters, steering=["layers.0.mlp.expert_bias"]).groups == {"scalars": ["norm.weight"]}
+
+
+def test_a_sampler_may_say_whether_its_text_came_to_an_end(make_trainer) -> None:
+    samples = ["a text", {"sample": "another", "ended": False}]
+    trainer = make_trainer(steps=1, sampler=lambda model, step: samples)
+    trainer.fit()
+    rows = [row for row in read_metrics(trainer.metrics.path) if "sample" in row]
+    assert [(row["sample"], row.get("ended")) for row in rows] == [("a text", None), ("another", False)]

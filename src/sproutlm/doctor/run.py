@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,16 @@ from ..export.weights import read_json
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.checkpoint import Checkpointer
 from ..train.metrics import read_metrics
-from ..train.schedule import multiplier, warmup_steps
 from .checkpoint import examine_checkpoint, examine_huggingface, saves
+from .course import examine_course
 from .finding import Examination, share
 from .recipe import settings
 from .tokenizer import same_tokenizer
 
 VERIFY_BYTES = 1_000_000_000  # of token shards, above which checksums are left out
 COMPARE_BYTES = 2_000_000_000  # of weights, above which a run is not compared with what it started from
-LEAST_POINTS = 12  # logged losses, below which their course says nothing
-RISE, OVERFIT, OVERFIT_SHARE = 0.15, 0.01, 0.3
-EXPLOSION = 20.0  # times the median gradient norm
 DROPPED_SHARE, CUT_SHARE, STOP_SHARE = 0.05, 0.1, 0.99
 CHANGED_LEAST = 0.01
-
-Rows = list[dict[str, Any]]
 
 
 def examine_run(run: Path) -> list[Examination]:
@@ -37,7 +30,7 @@ def examine_run(run: Path) -> list[Examination]:
     found = Examination(str(run), "run folder")
     recipe = stored_recipe(found, run)
     if (run / "metrics.jsonl").is_file():
-        metrics(found, run, recipe)
+        examine_course(found, run, recipe)
     manifest_of(found, run, recipe)
     checkpoints = Checkpointer(run / "checkpoints", say=found.notes.append)
     saved, newest = found.attempt("checkpoints", "restore one from a copy, or start over", 27, checkpoints.latest)
@@ -71,114 +64,6 @@ def stored_recipe(found: Examination, run: Path) -> Recipe | None:
     found.ok("recipe", f"{path.name} resolves")
     settings(found, loaded.recipe)
     return loaded.recipe
-
-
-# --- metrics.jsonl --------------------------------------------------------------------------------------------------------
-
-
-def metrics(found: Examination, run: Path, recipe: Recipe | None) -> None:
-    rows = read_metrics(run / "metrics.jsonl")
-    logged = [row for row in rows if isinstance(row.get("loss"), int | float)]
-    if not logged:
-        found.warn("loss", "metrics.jsonl holds no loss", "lower train.log_every, or train longer")
-        return
-    finite(found, rows)
-    loss_course(found, logged, fresh=recipe is None or recipe.init_from in (None, "random"))
-    validation_course(found, rows)
-    gradient_norms(found, logged)
-    if recipe is not None:
-        learning_rates(found, run, logged, recipe)
-
-
-def finite(found: Examination, rows: Rows) -> None:
-    """pitfall 33: a figure that is not a number, and from where on."""
-    bad = [
-        (row["step"], name)
-        for row in rows
-        for name, value in row.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    if bad:
-        step, name = bad[0]
-        what = f"{len(bad)} figures are not finite, first {name} at step {step:,}"
-        found.fail("finite figures", what, "go back to a checkpoint before that step, and lower optimizer.lr", 33)
-    else:
-        found.ok("finite figures", f"all figures of {len(rows):,} rows are finite", 33)
-
-
-def loss_course(found: Examination, logged: Rows, fresh: bool) -> None:
-    losses = [row["loss"] for row in logged if math.isfinite(row["loss"])]
-    if len(losses) < LEAST_POINTS:
-        found.ok("loss", f"{len(losses)} losses were logged, too few to judge their course")
-        return
-    window = max(3, len(losses) // 10)
-    means = [statistics.fmean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
-    best, last = min(means), means[-1]
-    at = logged[means.index(best)]["step"]
-    what = f"from {means[0]:.3f} to {last:.3f}, at best {best:.3f} around step {at:,}"
-    if last >= means[0]:
-        say = found.fail if fresh else found.warn
-        say("loss", f"it has not fallen: {what}", "lower optimizer.lr; look at the rows with `sprout data inspect`", 30)
-    elif last > best * (1 + RISE):
-        found.warn("loss", f"it rises again: {what}", "lower optimizer.lr, or train fewer steps", 30)
-    else:
-        found.ok("loss", what)
-
-
-def validation_course(found: Examination, rows: Rows) -> None:
-    points = [(row["step"], row["val_loss"]) for row in rows if isinstance(row.get("val_loss"), int | float)]
-    if len(points) < 3:
-        return
-    at, best = min(points, key=lambda point: point[1])
-    end, last = points[-1]
-    what = f"best {best:.4f} at step {at:,}, last {last:.4f} at step {end:,}"
-    if last > best * (1 + OVERFIT) and end - at > OVERFIT_SHARE * end:
-        cure = f"use checkpoints/step-{at:08d}, or set train.early_stop, fewer epochs, or model.dropout"
-        found.warn("validation loss", f"it has risen for {end - at:,} steps (overfitting): {what}", cure)
-    else:
-        found.ok("validation loss", what)
-
-
-def gradient_norms(found: Examination, logged: Rows) -> None:
-    norms = [(row["grad_norm"], row["step"]) for row in logged if math.isfinite(row.get("grad_norm", math.nan))]
-    norms = norms[len(norms) // 4 :]  # the first steps are wild in every run
-    if len(norms) < LEAST_POINTS // 2:
-        return
-    median = statistics.median(norm for norm, _ in norms)
-    most, at = max(norms)
-    what = f"median {median:.3g}, most {most:.3g} at step {at:,}"
-    if most > EXPLOSION * median:
-        found.warn(
-            "gradient norm", f"it jumps: {what}", "lower optimizer.lr, set train.clip, look at the data there", 33
-        )
-    else:
-        found.ok("gradient norm", what, 33)
-
-
-def learning_rates(found: Examination, run: Path, logged: Rows, recipe: Recipe) -> None:
-    """pitfall 30: the rates that were used are those of the schedule. After a change on resume, only later ones count."""
-    changed = [row["step"] for row in read_metrics(run / "changes.jsonl")] if (run / "changes.jsonl").is_file() else []
-    rows = [row for row in logged if row["step"] > max(changed, default=0) and "lr_multiplier" in row]
-    total, peak = recipe.train.steps, recipe.optimizer.lr
-    if total is None or not rows:
-        return
-    cure = "train again with an unchanged recipe; changes on resume belong to --change, which records them"
-    above = [row for row in rows if row.get("lr", 0) > peak * (1 + 1e-6)]
-    if above:
-        what = f"{above[0]['lr']:g} at step {above[0]['step']:,}, above optimizer.lr={peak:g}"
-        found.fail("learning rate", what, cure, 30)
-        return
-    for row in rows:
-        wanted = multiplier(recipe.schedule, row["step"] - 1, total)
-        if abs(row["lr_multiplier"] - wanted) > 1e-6:
-            rising = row["step"] <= warmup_steps(recipe.schedule, total)
-            what = (
-                f"at step {row['step']:,} {row['lr_multiplier']:.4g} of the peak, where {recipe.schedule.name} has "
-                f"{wanted:.4g}{': the warm-up is absent' if rising else ''}"
-            )
-            found.fail("learning rate", what, cure, 30)
-            return
-    found.ok("learning rate", f"{len(rows)} logged rates are those of the schedule, at most {peak:g}", 30)
 
 
 # --- data, progress, start ------------------------------------------------------------------------------------------------

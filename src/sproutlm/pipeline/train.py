@@ -24,7 +24,7 @@ from ..objectives.next_token import next_token
 from ..train.checkpoint import Checkpointer, write_atomic
 from ..train.metrics import plot_losses, read_metrics
 from ..train.precision import choose_compute
-from ..train.trainer import Objective, Trainer
+from ..train.trainer import Objective, Sampler, Trainer
 from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
 from .watching import trackers_of, work_of
@@ -286,8 +286,8 @@ def evaluators_of(recipe: Recipe, prepared: Prepared) -> list[Callable]:
     return [make_evaluator(loader, text_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe))]
 
 
-def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int], list[str]] | None:
-    """Continue each of the recipe's prompts (pretraining) or answer it (SFT)."""
+def sampler_of(recipe: Recipe, prepared: Prepared) -> Sampler | None:
+    """Continue each of the recipe's prompts (pretraining) or answer it (SFT); ``ended``: not cut off at max_tokens."""
     if not recipe.sample.prompts:
         return None
     from ..infer.engine import Engine, Request
@@ -298,7 +298,7 @@ def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int
         temperature=recipe.sample.temperature, max_tokens=recipe.sample.max_tokens, seed=recipe.seed
     )
 
-    def sample(model: Transformer, step: int) -> list[str]:
+    def sample(model: Transformer, step: int) -> list[str | dict[str, Any]]:
         requests = []
         for prompt in recipe.sample.prompts:
             if recipe.stage == "sft":
@@ -309,7 +309,10 @@ def sampler_of(recipe: Recipe, prepared: Prepared) -> Callable[[Transformer, int
             requests.append(Request(ids, params, stops))
         completions = Engine(model, tokenizer).generate(requests)
         joint = " -> " if recipe.stage == "sft" else ""
-        return [f"{p}{joint}{c.text}" for p, c in zip(recipe.sample.prompts, completions, strict=True)]
+        return [
+            {"sample": f"{prompt}{joint}{completion.text}", "ended": completion.finish_reason == "stop"}
+            for prompt, completion in zip(recipe.sample.prompts, completions, strict=True)
+        ]
 
     return sample
 

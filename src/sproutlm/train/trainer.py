@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ from .watch import Watch, Work
 
 Objective = Callable[[Transformer, Batch], tuple[Tensor, int, dict[str, tuple[float, float]]]]
 Evaluator = Callable[[Transformer, int], dict[str, float]]
-Sampler = Callable[[Transformer, int], list[str]]
+Sampler = Callable[[Transformer, int], Sequence[str | dict[str, Any]]]  # a text, or a row with it as ``sample``
 
 
 class BatchSource(Protocol):
@@ -301,9 +301,10 @@ class Trainer:
     def _sample(self) -> None:
         if self.sampler is None:
             return
-        for text in self.sampler(self.model, self.state.step):
-            self.metrics.write({"step": self.state.step, "tokens": self.state.tokens, "sample": text})
-            self.console.line(f"  sample: {text}")
+        for found in self.sampler(self.model, self.state.step):
+            row = {"sample": found} if isinstance(found, str) else found
+            self.metrics.write({"step": self.state.step, "tokens": self.state.tokens, **row})
+            self.console.line(f"  sample: {row['sample']}")
         self.model.train()
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
