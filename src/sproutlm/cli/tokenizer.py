@@ -20,7 +20,7 @@ Folder = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     group = typer.Typer(help="Train, extend, test and compare tokenizers.", no_args_is_help=True, rich_markup_mode=None)
-    for verb in (train, extend, remap, test, lint, compare):
+    for verb in (train, extend, remap, shrink, test, lint, compare):
         group.command(no_args_is_help=True)(verb)
     app.add_typer(group, name="tokenizer")
 
@@ -135,6 +135,46 @@ def remap(
     check_json_target(json_file)
     report = remap_folder(model, tokenizer, out, say=say)
     typer.echo(f"wrote {out}; train it on text: init_from: {out}")
+    write_json(json_file, report)
+
+
+def shrink(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL|TOKENIZER", help="A run, a checkpoint, a Hugging Face folder, or a tokenizer."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="FILE", help="The texts it is to be good at. May be repeated.")
+    ],
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Ids at most, the most used ones [default: all that are used]."),
+    ] = None,
+    min_count: Annotated[int, typer.Option(min=1, metavar="N", help="Drop tokens that stand less often.")] = 1,
+    tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Leave the model as it is.")] = False,
+    check: Annotated[bool, typer.Option(help="Run the model before and after, and compare its logits.")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut a byte-level BPE vocabulary down to the tokens that texts use; a model keeps their rows exactly."""
+    from ..pipeline.shrink import shrink_folder
+
+    check_json_target(json_file)
+    report = shrink_folder(
+        source, data, out, keep=keep, min_count=min_count, tokenizer_only=tokenizer_only, check=check, say=say
+    )  # fmt: skip
+    typer.echo(f"{report['vocab_size']:,} ids kept of {report['was']:,}; the texts use {report['used']:,} of them")
+    gone, tokens = report["tokens_dropped"], report["tokens"]
+    typer.echo(f"{gone:,} of {tokens:,} tokens of the texts are of a kind that is gone ({gone / tokens:.2%})")
+    typer.echo(
+        f"{report['texts_tried']:,} texts tried: {report['texts_same']:,} in the same pieces, all come back; "
+        f"{report['tokens_tried_after']:,} tokens, {report['tokens_tried']:,} before"
+    )
+    if report["model"]:
+        typer.echo(f"{report['parameters']:,} parameters, {report['parameters_before']:,} before")
+    if "logits_differ" in report:
+        typer.echo(f"logits of the kept ids differ by up to {report['logits_differ']:.2g}")
+    typer.echo(f"wrote {out}")
     write_json(json_file, report)
 
 

@@ -68,18 +68,15 @@ def in_place_of(out: Path, write: Callable[[Path], Any]) -> Any:
 
 
 def _with_model(old: Tokenizer, new: Tokenizer, model: Path, folder: Path, say: Callable[[str], None]) -> int:
-    from ..export.huggingface import save
     from ..export.load import load_state
-    from ..model import Transformer
+    from .remap import write_model
     from .train import with_rows_for
 
-    config, state, own = load_state(model)
+    config, state, own = load_state(model, None)
     if own is None or own.fingerprint != old.fingerprint:
         raise SproutError(
             f"{model} was trained with another tokenizer than {old.where}; extend the model's own: give {model}"
         )
-    resized, state = with_rows_for(old, new, config, state, say)
-    grown = Transformer(resized)
-    grown.load_state_dict(state)
-    save(grown, new, folder)
+    resized, grown = with_rows_for(old, new, config, state, say)
+    write_model(resized, {name: it.to(state[name].dtype) for name, it in grown.items()}, new, folder)
     return resized.vocab_size

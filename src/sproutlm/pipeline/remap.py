@@ -20,20 +20,21 @@ from .extend import in_place_of, refuse_other_files
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..config.model import ModelConfig
+
 COPY, MEAN, NOTHING = "copied", "mean of pieces", "mean of all"
 
 
 def remap_folder(model: Path, tokenizer: Path, out: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The model at ``model`` with the vocabulary of ``tokenizer``, written to ``out`` as a Hugging Face folder.
+    """The model at ``model`` with the vocabulary of ``tokenizer``, written to ``out`` (see ``write_model``).
 
     Returns how many rows came from where. SproutError where ``model`` has no tokenizer; nothing is written then.
     """
-    from ..export.huggingface import write_folder
     from ..export.load import load_state
 
     refuse_other_files(out)
     new = Tokenizer.load(tokenizer)
-    config, state, old = load_state(model)
+    config, state, old = load_state(model, None)
     if old is None:
         raise SproutError(
             f"{model} has no tokenizer.json, so it is not known what its ids mean; put its tokenizer there"
@@ -43,7 +44,7 @@ def remap_folder(model: Path, tokenizer: Path, out: Path, *, say: Callable[[str]
     rows, counts = plan_rows(old, new)
     remapped = {name: with_rows(tensor, rows) if is_vocabulary(name) else tensor for name, tensor in state.items()}
     resized = config.model_copy(update={"vocab_size": new.vocab_size})
-    in_place_of(out, lambda folder: write_folder(resized, remapped, new, folder))
+    in_place_of(out, lambda folder: write_model(resized, remapped, new, folder))
     say(
         f"{new.vocab_size:,} ids ({config.vocab_size:,} before): {counts[COPY]:,} rows copied from tokens that mean the same, "
         f"{counts[MEAN]:,} means of the pieces they were written with, {counts[NOTHING]:,} means of all rows"
@@ -53,6 +54,24 @@ def remap_folder(model: Path, tokenizer: Path, out: Path, *, say: Callable[[str]
             "warning: the new tokenizer has no chat template, and the old one had; name one in the recipe you train with"
         )
     return {"vocab_size": new.vocab_size, "was": config.vocab_size, "out": str(out), "rows": dict(counts)}
+
+
+def write_model(config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a Hugging Face folder in the weights' own type, to start from with ``init_from``.
+
+    A shape that no such folder can hold (``family: research``) is written as a run with one checkpoint, of step 0.
+    """
+    from ..export.huggingface import unexportable, write_folder
+    from ..train.checkpoint import Checkpointer
+
+    types = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
+    if unexportable(config) is None:
+        dtype = types.pop() if len(types) == 1 else "float32"
+        write_folder(config, state, tokenizer, folder, dtype=dtype if dtype != "float64" else "float32")
+        return
+    files = {"model_config.json": config.model_dump_json(indent=1) + "\n", **tokenizer.files()}
+    tensors = {name: tensor.float() for name, tensor in state.items()}  # checkpoints hold float32 masters
+    Checkpointer(folder / "checkpoints").save(0, tensors, {}, {}, files)
 
 
 def is_vocabulary(name: str) -> bool:
