@@ -20,6 +20,7 @@ from sproutlm.export.gguf import write_gguf
 from sproutlm.export.gguf_llama_cpp import LlamaCpp
 from sproutlm.export.gguf_vocabulary import CUTS
 from sproutlm.model import Transformer
+from sproutlm.tokenizer.extend import extend
 from sproutlm.tokenizer.library import load_template, with_default_system
 from sproutlm.tokenizer.probe_texts import SAMPLES
 from sproutlm.tokenizer.template import ChatTemplate
@@ -139,12 +140,19 @@ CONVERSATIONS: dict[str, list[dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["chatml", "qwen3", "llama2", "alpaca", "plain", "chatml with a system message"])
+LLAMA3_MARKS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@pytest.mark.parametrize(
+    "name", ["chatml", "qwen3", "llama3", "llama2", "alpaca", "plain", "chatml with a system message"]
+)
 def test_chat_template_there_gives_the_prompt_s_ids(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = load_template(name.split(" ")[0])
     if " " in name:
         source = with_default_system(source, "你是“助手”。")
-    for bos in (None, "<|reserved_0|>"):
+    if name == "llama3":
+        tokenizer = extend(tokenizer, LLAMA3_MARKS)
+    for bos in (None, "<|begin_of_text|>" if name == "llama3" else "<|reserved_0|>"):
         config = {**tokenizer.config, "bos_token": bos, "chat_template": source}
         own = Tokenizer(json.dumps(tokenizer.backend_json), config)
         with LlamaCpp(file_for(own, tmp_path), context=512) as running:
@@ -157,14 +165,16 @@ def test_chat_template_there_gives_the_prompt_s_ids(name: str, tokenizer: Tokeni
 
 @torch.no_grad()
 def test_generation_ends_at_every_stop_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    for stop in ("<|im_end|>", "<|endoftext|>"):
-        model = Transformer(config_of({"n_heads": 4, "tie_embeddings": False}, tokenizer.vocab_size)).init_weights(0)
+    # The end of a turn that only the chat template names stops there, too.
+    own = extend(tokenizer, LLAMA3_MARKS).with_chat_template(load_template("llama3"))
+    for used, stop in ((tokenizer, "<|im_end|>"), (tokenizer, "<|endoftext|>"), (own, "<|eot_id|>")):
+        model = Transformer(config_of({"n_heads": 4, "tie_embeddings": False}, used.vocab_size)).init_weights(0)
         model.embed_tokens.weight[:, 0] = 10.0  # channel 0 is large whatever the input, and only the stop listens to it
         model.lm_head.weight.zero_()
-        model.lm_head.weight[tokenizer.token_id(stop), 0] = 1.0
-        with LlamaCpp(file_for(tokenizer, tmp_path, model), context=128) as running:
-            ids = tokenizer.encode("the river")
-            assert [id_ for id_ in running.greedy(ids, 8) if id_ != tokenizer.token_id(stop)] == []
+        model.lm_head.weight[used.token_id(stop), 0] = 1.0
+        with LlamaCpp(file_for(used, tmp_path, model), context=128) as running:
+            ids = used.encode("the river")
+            assert [id_ for id_ in running.greedy(ids, 8) if id_ != used.token_id(stop)] == []
             assert len(running.greedy(ids, 8)) <= 1
             assert len(running.greedy(ids, 8, stop=False)) == 8
 

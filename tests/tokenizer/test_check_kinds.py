@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, trainers
 
+from sproutlm.errors import SproutError
 from sproutlm.tokenizer import Tokenizer, check, train_tokenizer
 from sproutlm.tokenizer.check import check_tokenizer
 
@@ -83,8 +84,17 @@ def sentencepiece_like(folder: Path) -> Path:
 
 
 def test_a_tokenizer_that_adds_a_blank_streams_what_it_decodes(tmp_path: Path) -> None:
-    # As it comes from elsewhere, it has no token for padding beside the unknown one.
-    assert failed(sentencepiece_like(tmp_path / "s")) == {"three named ids"}
+    assert failed(sentencepiece_like(tmp_path / "s")) == set()
+
+
+def test_unknown_that_pads_is_a_fault_only_where_a_text_can_hold_it(tmp_path: Path) -> None:
+    """Llama 2's files have no token for padding beside the unknown one, and a byte for everything unknown."""
+    tokenizer = Tokenizer.load(sentencepiece_like(tmp_path / "s"))
+    assert tokenizer.pad_id == tokenizer.unk_id
+    assert "no text holds unk" in check._named_ids(tokenizer)
+    tokenizer.byte_exact = False
+    with pytest.raises(SproutError, match="three different ids"):
+        check._named_ids(tokenizer)
 
 
 def edited(tokenizer: Tokenizer, folder: Path, change: Callable[[dict, dict], None]) -> Path:

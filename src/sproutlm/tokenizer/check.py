@@ -176,6 +176,8 @@ def _round_trip_cure(tokenizer: Tokenizer) -> str:
 def _named_ids(tokenizer: Tokenizer) -> str:
     named = {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     shown = ", ".join(f"{name} = {id_} {tokenizer.token_text(id_)!r}" for name, id_ in named.items())
+    if tokenizer.pad_id == tokenizer.unk_id != tokenizer.eos_id and tokenizer.byte_exact:
+        return f"{shown}: pad and unk are one, which harms nothing here: every byte has a token, so no text holds unk"
     if len(set(named.values())) < 3:
         raise SproutError(f"{shown}: they must be three different ids, or a loss that ignores pad also ignores the end")
     return shown
