@@ -23,6 +23,9 @@ NEEDED = ("numpy", "tokenizers", "safetensors", "pydantic", "yaml", "typer", "ri
 EXTRAS = {
     "pyarrow": ("parquet files", 'pip install "sproutlm[data]"'),
     "zstandard": (".zst files", 'pip install "sproutlm[data]"'),
+    "tensorboard": ("train.trackers: [tensorboard]", 'pip install "sproutlm[track]"'),
+    "wandb": ("train.trackers: [wandb]", 'pip install "sproutlm[track]"'),
+    "swanlab": ("train.trackers: [swanlab]", "pip install swanlab"),
     "transformers": ("comparing a tokenizer with transformers", "pip install transformers"),
 }
 GB = 1e9
