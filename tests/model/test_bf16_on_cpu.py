@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sproutlm.config.model import ModelConfig
 from sproutlm.model import Transformer
-from sproutlm.model.attention import SHORT_ROW, attend, document_mask
+from sproutlm.model.attention import attend, document_mask
+from sproutlm.model.block_attention import KEPT
 from sproutlm.model.layers import RMSNorm
 
 # One rounding to bf16 (8 significant bits) is off by at most 2 ** -8 of the value; a few of them follow each other here.
@@ -59,16 +60,18 @@ def test_rms_norm_of_zeros_and_of_large_values_is_finite() -> None:
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("documents", [False, True])
-def test_short_rows_attend_as_float32_does(kv_heads: int, documents: bool) -> None:
-    """Grouped queries, packed documents and padding: values and the gradients of queries, keys and values."""
-    batch, heads, seq, head_dim = 2, 4, 24, 16
+@pytest.mark.parametrize("seq", [24, 128, 300, KEPT + 40])
+def test_blocks_attend_as_float32_does(seq: int, kv_heads: int, documents: bool) -> None:
+    """Grouped queries, packed documents and padding, one block and several, probabilities kept and computed again."""
+    batch, heads, head_dim = 2, 4, 16
     q, k, v = (
         random(batch, n, seq, head_dim, seed=i).bfloat16().requires_grad_()
         for i, n in enumerate((heads, kv_heads, kv_heads))
     )
     mask = None
     if documents:
-        ids = torch.tensor([[0] * 9 + [1] * 15, [0] * 3 + [1] * 14 + [-1] * 7])
+        rest = seq - 17
+        ids = torch.tensor([[0] * 9 + [1] * (seq - 9), [0] * 3 + [1] * 14 + [-1] * rest])
         seen = document_mask(ids)
         mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
     grad = random(batch, heads, seq, head_dim, seed=9).bfloat16()
@@ -83,6 +86,15 @@ def test_short_rows_attend_as_float32_does(kv_heads: int, documents: bool) -> No
     assert error(out.detach(), expected.detach()) < 2 * ROUNDING
     for name, a, b in zip("qkv", got, torch.autograd.grad(expected, exact, grad.float()), strict=True):
         assert a.dtype == torch.bfloat16 and a.isfinite().all() and error(a, b) < 4 * ROUNDING, name
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_blocks_go_on_from_keys_already_seen(kv_heads: int) -> None:
+    """A prompt read in two parts: the second part's queries stand after the keys of the first."""
+    q, k, v = (random(1, n, 200, 16, seed=i).bfloat16() for i, n in enumerate((4, kv_heads, kv_heads)))
+    whole = attend(q, k, v, None, causal=True)
+    mask = torch.full((160, 200), float("-inf"), dtype=torch.bfloat16).triu(41)[None, None]
+    assert error(attend(q[:, :, 40:], k, v, mask, causal=False), whole[:, :, 40:]) < ROUNDING
 
 
 class Results(TorchDispatchMode):
@@ -101,10 +113,10 @@ class Results(TorchDispatchMode):
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("seq", [40, SHORT_ROW, SHORT_ROW + 1])
+@pytest.mark.parametrize("seq", [40, 300, KEPT + 1])
 def test_scores_are_never_a_float32_square(seq: int, training: bool, documents: bool) -> None:
-    """pitfall 21: in training too, forward and backward; long rows and inference use the fused kernel."""
-    config = ModelConfig(vocab_size=61, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=512)
+    """pitfall 21: nor a bf16 one where the row has more than one block."""
+    config = ModelConfig(vocab_size=61, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=48, max_seq_len=1024)
     model = Transformer(config).init_weights(1).bfloat16()
     tokens = torch.randint(0, 61, (2, seq), generator=torch.Generator().manual_seed(seq))
     ids = (torch.arange(seq) // 30).expand(2, seq) if documents else None
@@ -112,9 +124,7 @@ def test_scores_are_never_a_float32_square(seq: int, training: bool, documents: 
         logits = model(tokens, document_ids=ids)
         if training:
             logits.float().logsumexp(-1).sum().backward()
-    squares = {(name, dtype) for name, dtype, shape in results.seen if shape[-2:] == (seq, seq)}
-    assert not [name for name, dtype in squares if dtype == torch.float32]
-    fused = [name for name, _, _ in results.seen if "scaled_dot_product" in name]
-    products = [name for name, dtype in squares if "bmm" in name]
-    assert bool(products) is (training and seq <= SHORT_ROW)
-    assert bool(fused) is not bool(products)
+    squares = {(name, dtype, shape[0]) for name, dtype, shape in results.seen if shape[-2:] == (seq, seq)}
+    assert not [name for name, dtype, _ in squares if dtype == torch.float32]
+    scores = [shape for name, _, shape in results.seen if "bmm" in name or "softmax" in name]
+    assert scores and max(shape[-2] for shape in scores if shape[-1] == seq) <= 2 * 128, "128 queries, two heads"

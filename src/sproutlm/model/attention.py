@@ -7,14 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.model import ModelConfig
+from .block_attention import block_attention
 from .kv_cache import KVCache
 from .layers import RMSNorm, softcap as capped
+from .products import Linear
 from .rope import apply_rope
 
-# Rows up to this long are attended by two batched products on CPU in bf16. There torch's fused kernel took 35.7 ms
-# forward and backward at (32, 3, 128, 64), the products 9.9 ms (one thread, AVX-512 bf16): at such lengths the score
-# matrix fits the cache, which is all that the fused kernel is for.
-SHORT_ROW = 256
+FEW_QUERIES = 16  # below, as when generating, torch's fused kernel has the smaller fixed cost
 
 
 def document_mask(document_ids: Tensor) -> Tensor:
@@ -54,9 +53,9 @@ def attend(
     (batch, 1, seq, keys); ``scale`` default 1/sqrt(head_dim). Returns (batch, heads, seq, head_dim).
     """
     grouped = k.shape[1] != q.shape[1]
-    on_bf16_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    short = on_bf16_cpu and q.shape[2] == k.shape[2] <= SHORT_ROW and torch.is_grad_enabled()
-    if not short and not softcap:
+    if not softcap and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] >= FEW_QUERIES:
+        return block_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    if not softcap:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped, scale=scale
         )
@@ -78,10 +77,10 @@ class Attention(nn.Module):
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.dim, self.n_heads * self.head_dim, bias=bias or config.qkv_bias)
-        self.k_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
-        self.v_proj = nn.Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
-        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.dim, bias=bias)
+        self.q_proj = Linear(config.dim, self.n_heads * self.head_dim, bias=bias or config.qkv_bias)
+        self.k_proj = Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
+        self.v_proj = Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
+        self.o_proj = Linear(self.n_heads * self.head_dim, config.dim, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.model import ModelConfig
+from .products import Linear
 
 
 class _Bf16CpuRMSNorm(torch.autograd.Function):
@@ -83,9 +84,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, width: int | None = None) -> None:
         super().__init__()
         width, bias = width or config.ffn_dim, config.mlp_bias
-        self.gate_proj = nn.Linear(config.dim, width, bias=bias) if config.gated else None
-        self.up_proj = nn.Linear(config.dim, width, bias=bias)
-        self.down_proj = nn.Linear(width, config.dim, bias=bias)
+        self.gate_proj = Linear(config.dim, width, bias=bias) if config.gated else None
+        self.up_proj = Linear(config.dim, width, bias=bias)
+        self.down_proj = Linear(width, config.dim, bias=bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:

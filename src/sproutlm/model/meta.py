@@ -20,7 +20,11 @@ class _NothingDrawn(TorchFunctionMode):
     imports its compiler, which takes longer than all the rest of loading a model."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in _DRAWS:
             return args[0] if args else (kwargs or {})["tensor"]

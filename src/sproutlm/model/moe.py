@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..config.model import ModelConfig, MoEConfig
 from .layers import ACTIVATIONS, MLP
+from .products import linear, mkl_is_slow
 
 
 @dataclass
@@ -58,7 +59,9 @@ class Stacked(nn.Module):
         nn.init.normal_(self.weight, std=in_features**-0.5)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        if can_group(x, self.weight):
+        # On CPU torch's grouped product is a loop too, over the library that may be the slower one (``products``).
+        looped = x.device.type == "cpu" and x.dtype == torch.float32 and mkl_is_slow()
+        if can_group(x, self.weight) and not looped:
             return F.grouped_mm(x, self.weight.mT, offs=ends)
         return grouped_loop(x, self.weight, ends)
 
@@ -73,7 +76,7 @@ def grouped_loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """The same product, expert by expert. (rows, in), (experts, out, in) -> (rows, out)"""
     bounds = [0, *ends.tolist()]
     # unbind, not weight[e]: the gradient of an index is a whole tensor of zeros, once per expert.
-    parts = [x[bounds[e] : bounds[e + 1]] @ one.mT for e, one in enumerate(weight.unbind(0))]
+    parts = [linear(x[bounds[e] : bounds[e + 1]], one) for e, one in enumerate(weight.unbind(0))]
     return torch.cat(parts)
 
 

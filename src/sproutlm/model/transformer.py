@@ -15,6 +15,7 @@ from .init import init_weights
 from .kv_cache import KVCache
 from .layers import MLP, norm_of, softcap
 from .moe import MoE, Routing
+from .products import linear
 from .research import Research
 from .rope import rope_tables
 
@@ -121,7 +122,7 @@ class Transformer(nn.Module):
         x = self.norm(x)
         if head is not None:
             return head(x, self.output_weight)
-        logits = F.linear(x, self.output_weight)
+        logits = linear(x, self.output_weight)
         return softcap(logits, config.logit_softcap) if config.logit_softcap else logits
 
     def _embed(self, tokens: Tensor) -> Tensor:

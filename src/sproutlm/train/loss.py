@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.products import product
+
 IGNORE = -100
 CHUNK_TOKENS = 1024
 
@@ -34,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         squares = torch.zeros_like(total)
         for start in range(0, hidden.shape[0], chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]
-            logits = (h @ weight.T).float()  # (chunk, vocab)
+            logits = product(h, weight.T).float()  # (chunk, vocab)
             slope = None
             if softcap:
                 bounded = logits.div_(softcap).tanh_()
@@ -51,9 +53,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad.mul_(slope)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + chunk] = grad @ weight
+                grad_hidden[start : start + chunk] = product(grad, weight)
             if ctx.needs_input_grad[1]:
-                grad_weight += (grad.T @ h).float()
+                grad_weight += product(grad.T, h).float()
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None)
         ctx.mark_non_differentiable(squares)
         return total, squares
@@ -114,7 +116,7 @@ def token_nll(
     keep = (flat_targets != IGNORE).nonzero().squeeze(1)
     flat = hidden.reshape(-1, hidden.shape[-1])
     for index in keep.split(chunk):
-        logits = (flat[index] @ weight.T).float()
+        logits = product(flat[index], weight.T).float()
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         out[index] = logits.logsumexp(-1) - logits.gather(1, flat_targets[index][:, None])[:, 0]
