@@ -192,7 +192,9 @@ def test_a_model_of_a_research_shape_comes_out_as_a_run_to_start_from(
     verb: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """No Hugging Face folder holds such a shape, and its vocabulary can be changed all the same."""
-    config, state = model_of(tokenizer, family="research", tie_embeddings=False)
+    config, state = model_of(tokenizer, family="research", tie_embeddings=False, research=("value_embeddings", "smear"))
+    state["research.value_gates"].fill_(0.3)  # else the tables say nothing
+    state["layers.0.attention.o_proj.weight"].normal_()
     write_model(config, state, tokenizer, tmp_path / "in")
     out = tmp_path / "out"
     (tmp_path / "few.txt").write_text("the tree")
@@ -205,7 +207,9 @@ def test_a_model_of_a_research_shape_comes_out_as_a_run_to_start_from(
         extend_folder(tmp_path / "in", out, ["<|a|>"], model=tmp_path / "in", say=silent)
     resized, changed, new = load_state(out)
     assert new is not None and resized.family == "research" and resized.vocab_size == new.vocab_size
-    assert changed.keys() == state.keys() and len(changed["lm_head.weight"]) == new.vocab_size != tokenizer.vocab_size
+    tables = [name for name, it in state.items() if it.ndim == 2 and len(it) == tokenizer.vocab_size]
+    assert changed.keys() == state.keys() and len(tables) == 3
+    assert all(len(changed[name]) == new.vocab_size != tokenizer.vocab_size for name in tables)
     assert torch.equal(changed["layers.0.mlp.up_proj.weight"], state["layers.0.mlp.up_proj.weight"])
 
 

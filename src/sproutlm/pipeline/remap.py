@@ -31,6 +31,7 @@ def remap_folder(model: Path, tokenizer: Path, out: Path, *, say: Callable[[str]
     Returns how many rows came from where. SproutError where ``model`` has no tokenizer; nothing is written then.
     """
     from ..export.load import load_state
+    from ..model.init import has_vocabulary_rows
 
     refuse_other_files(out)
     new = Tokenizer.load(tokenizer)
@@ -42,7 +43,7 @@ def remap_folder(model: Path, tokenizer: Path, out: Path, *, say: Callable[[str]
     if old.fingerprint == new.fingerprint:
         raise SproutError(f"{tokenizer} is the tokenizer that {model} has already; nothing was written")
     rows, counts = plan_rows(old, new)
-    remapped = {name: with_rows(tensor, rows) if is_vocabulary(name) else tensor for name, tensor in state.items()}
+    remapped = {name: with_rows(tensor, rows) if has_vocabulary_rows(name) else tensor for name, tensor in state.items()}
     resized = config.model_copy(update={"vocab_size": new.vocab_size})
     in_place_of(out, lambda folder: write_model(resized, remapped, new, folder))
     say(
@@ -72,11 +73,6 @@ def write_model(config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tok
     files = {"model_config.json": config.model_dump_json(indent=1) + "\n", **tokenizer.files()}
     tensors = {name: tensor.float() for name, tensor in state.items()}  # checkpoints hold float32 masters
     Checkpointer(folder / "checkpoints").save(0, tensors, {}, {}, files)
-
-
-def is_vocabulary(name: str) -> bool:
-    """Whether a parameter of ours has a row for each id."""
-    return name in ("embed_tokens.weight", "lm_head.weight")
 
 
 def plan_rows(old: Tokenizer, new: Tokenizer) -> tuple[list[list[int]], Counter[str]]:

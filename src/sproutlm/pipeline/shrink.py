@@ -10,7 +10,7 @@ from ..errors import CheckFailed, SproutError
 from ..tokenizer.shrink import choose, count_ids, refuse_other_kinds, shrink
 from ..tokenizer.tokenizer import Tokenizer
 from .extend import in_place_of, refuse_other_files
-from .remap import is_vocabulary, with_rows, write_model
+from .remap import with_rows, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ def shrink_folder(
     Returns the counts. Nothing is written where anything is wrong.
     """
     from ..export.load import load_state
+    from ..model.init import has_vocabulary_rows
 
     refuse_other_files(out)
     with_model = not tokenizer_only and source.is_dir() and any((source / name).exists() for name in MODEL_FILES)
@@ -62,7 +63,7 @@ def shrink_folder(
     if with_model:
         config, state, _ = load_state(source, None)
         rows = [[id_] for id_ in kept]
-        smaller = {name: with_rows(it, rows) if is_vocabulary(name) else it for name, it in state.items()}
+        smaller = {name: with_rows(it, rows) if has_vocabulary_rows(name) else it for name, it in state.items()}
         resized = config.model_copy(update={"vocab_size": new.vocab_size})
         report |= {"parameters": _size(smaller), "parameters_before": _size(state)}
         if check:
