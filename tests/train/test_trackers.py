@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from sproutlm.config.schema import TrainConfig
+from sproutlm.train import trackers as trackers_module
 from sproutlm.train.metrics import MetricsLog, read_metrics
 from sproutlm.train.trackers import FAILURES_IN_A_ROW, About, Trackers, make, numbers
 
@@ -229,6 +233,36 @@ def test_an_account_without_a_network_is_tried_once_and_a_mode_that_was_set_is_k
     monkeypatch.setenv("WANDB_MODE", "disabled")
     make(["wandb"], about(tmp_path), said.append).rewind(-1)
     assert library.starts[-1]["mode"] is None and len(library.starts) == 3
+
+
+def test_a_network_that_went_away_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, said, sent = Library(), list[str](), threading.Event()
+    monkeypatch.setattr(library, "finish", lambda: sent.wait(20))
+    monkeypatch.setitem(sys.modules, "wandb", library)  # type: ignore[arg-type]
+    monkeypatch.setattr(trackers_module, "END_SECONDS", 0.1)
+    trackers = make(["wandb"], about(tmp_path), said.append)
+    trackers.rewind(-1)
+    started = time.perf_counter()
+    trackers.close()
+    sent.set()
+    assert time.perf_counter() - started < 5
+    assert len(said) == 1 and "not everything was sent" in said[0] and "wandb sync" in said[0]
+
+
+def test_ctrl_c_stays_the_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, before = Library(), signal.getsignal(signal.SIGINT)
+
+    def greedy(**given: Any) -> Any:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return library
+
+    monkeypatch.setattr(library, "init", greedy)
+    monkeypatch.setitem(sys.modules, "swanlab", library)  # type: ignore[arg-type]
+    try:
+        make(["swanlab"], about(tmp_path), print).rewind(-1)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_figures_that_cannot_be_drawn_are_left_out() -> None:

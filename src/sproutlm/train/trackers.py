@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +23,7 @@ from .metrics import MetricsLog
 
 FAILURES_IN_A_ROW = 3  # after which a tracker is left alone
 START_SECONDS = 30  # that an account on the network may take to answer
+END_SECONDS = 60  # that sending the rest may take at the end
 
 INSTALL = 'pip install "sproutlm[track]"'
 
@@ -237,8 +241,30 @@ class Online:
         return text
 
     def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
+        """Send what is left, for at most ``END_SECONDS``: a network that went away must not hold up what comes next."""
+        if self._run is None:
+            return
+        errors: list[Exception] = []
+
+        def end() -> None:
+            try:
+                self._finish()
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=end, name=f"{self.name}-end", daemon=True)
+        thread.start()
+        thread.join(END_SECONDS)
+        if thread.is_alive():
+            self.say(
+                f"warning: {self.name}: not everything was sent within {END_SECONDS} s; {self.about.run / self.name} has it, "
+                f"to send it later: {self.sync}"
+            )
+        if errors:
+            raise errors[0]
+
+    def _finish(self) -> None:
+        self._run.finish()
 
 
 class WeightsAndBiases(Online):
@@ -253,9 +279,10 @@ class WeightsAndBiases(Online):
 
     def _start(self, library: Any, mode: str | None, continued: bool) -> Any:
         # Silent: it neither asks for an account nor prints; the console and the code stay here.
-        settings = library.Settings(
-            silent=True, console="off", disable_git=True, save_code=False, init_timeout=START_SECONDS
-        )
+        wanted = dict(silent=True, console="off", disable_git=True, save_code=False, init_timeout=START_SECONDS)
+        if "finish_timeout" in getattr(library.Settings, "model_fields", ()):  # also at the interpreter's own end
+            wanted["finish_timeout"] = END_SECONDS
+        settings = library.Settings(**wanted)
         about = self.about
         return library.init(
             project=about.project, name=about.name, id=self.place.id, resume="allow" if continued else None,
@@ -277,10 +304,19 @@ class SwanLab(Online):
     def _start(self, library: Any, mode: str | None, continued: bool) -> Any:
         about = self.about
         (about.run / self.name).mkdir(parents=True, exist_ok=True)
-        return library.init(
-            project=about.project, name=about.name, id=self.place.id, resume="allow", mode=mode,
-            log_dir=str(about.run / self.name), config=about.settings, settings=library.Settings(interactive=False),
-        )  # fmt: skip
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return library.init(
+                project=about.project, name=about.name, id=self.place.id, resume="allow", mode=mode,
+                log_dir=str(about.run / self.name), config=about.settings, settings=library.Settings(interactive=False),
+            )  # fmt: skip
+        finally:  # it takes Ctrl-C for itself; here that is the trainer's, which saves first
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
+
+    def _finish(self) -> None:
+        with suppress(ValueError):  # its last deed is to give Ctrl-C back, which only the main thread may
+            self._run.finish()
 
     def _text(self, text: str) -> Any:
         return self._library.Text(text)
