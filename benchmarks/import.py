@@ -4,8 +4,9 @@
 
 A random checkpoint of a Llama shape is written in bf16 shards to a temporary folder. Each reading is a process of its own:
 memory is the highest resident set while reading, less what it was before (the libraries themselves), as a share of the
-weights; "in use" is the time until every weight has been read once, because a reader may hand out a view of the file and
-leave the reading for later. The files are in the page cache in all readings. ``import`` is ``sprout import hf``.
+weights; "seconds" ends when the model is there, "in use" is the time until every weight has been read once, because a reader may hand out a view of the file and
+leave the reading for later; "cpu" is the processor's time for both. The files are in the page cache in all readings; medians
+are given, and ratios are medians over the rounds, whose order alternates. ``import`` is ``sprout import hf``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +75,12 @@ def one(what: str, folder: Path) -> dict[str, float]:
     else:
         from sproutlm.export import import_folder, load
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, begin = resident("VmRSS"), time.perf_counter()
+    before, begin, worked = resident("VmRSS"), time.perf_counter(), time.process_time()
     if what.startswith("import"):
         with tempfile.TemporaryDirectory(dir=folder.parent) as out:
             import_folder(folder, Path(out) / "m", dtype="float16" if "float16" in what else None)
-            return {"seconds": time.perf_counter() - begin, "peak_bytes": resident("VmHWM") - before}
+            seconds, cpu = time.perf_counter() - begin, time.process_time() - worked
+            return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": resident("VmHWM") - before}
     if what.startswith("ours"):
         model: Any = load(folder, dtype)[0]
     else:
@@ -86,8 +89,14 @@ def one(what: str, folder: Path) -> dict[str, float]:
     with torch.no_grad():
         total = sum(float(parameter.view(-1)[::16].float().sum()) for parameter in model.parameters())
     assert total == total
-    used = time.perf_counter() - begin
-    return {"seconds": loaded, "in_use_seconds": used, "peak_bytes": resident("VmHWM") - before}
+    used, cpu = time.perf_counter() - begin, time.process_time() - worked
+    peak = resident("VmHWM") - before
+    return {"seconds": loaded, "in_use_seconds": used, "cpu_seconds": cpu, "peak_bytes": peak}
+
+
+def text_of(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
 
 
 def measure(what: str, folder: Path) -> dict[str, float]:
@@ -107,20 +116,30 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    from sproutlm.train.checkpoint import file_sha256
+
     if args.one:
         print(json.dumps(one(args.one, args.folder)))
         return
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=args.temporary) as temporary:
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         parameters = write_checkpoint(args.size, folder)
         results: dict[str, list[dict[str, float]]] = {what: [] for what in (*READINGS, *IMPORTS)}
-        for round_ in range(args.rounds + 1):
-            for what in results if round_ % 2 else reversed(results):
-                figures = measure(what, folder)
-                if round_:  # the first one warms the page cache
-                    results[what].append(figures)
+        for path in folder.glob("*.safetensors"):  # into the page cache, from where all of them read
+            file_sha256(path)
+        for round_ in range(args.rounds):
+            for what in reversed(results) if round_ % 2 else results:
+                results[what].append(measure(what, folder))
+                print(round_ + 1, what, results[what][-1], file=sys.stderr, flush=True)
     report: dict[str, Any] = {
+        "command": f"python benchmarks/import.py --size {args.size} --rounds {args.rounds}",
+        "commit": text_of("git", "rev-parse", "--short", "HEAD"),
+        "date": time.strftime("%Y-%m-%d"),
+        "packages": {name: version(name) for name in ("torch", "transformers", "safetensors")},
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg()[0],
         "size": args.size,
         "parameters": parameters,
         "rounds": args.rounds,
@@ -133,9 +152,12 @@ def main() -> None:
         middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         report["readings"][what] = middle | {"peak_share_of_weights": middle["peak_bytes"] / weights}
     for dtype in ("bf16", "float32"):
-        pairs = zip(results[f"ours {dtype}"], results[f"transformers {dtype}"], strict=True)
-        ratios = [theirs["in_use_seconds"] / ours["in_use_seconds"] for ours, theirs in pairs]
-        report[f"times_faster_in_use_{dtype}"] = statistics.median(ratios)
+        for key in ("seconds", "in_use_seconds", "cpu_seconds"):
+            pairs = zip(results[f"ours {dtype}"], results[f"transformers {dtype}"], strict=True)
+            ratios = [theirs[key] / ours[key] for ours, theirs in pairs]
+            name = key.removesuffix("_seconds")
+            report[f"times_faster_{name}_{dtype}"] = statistics.median(ratios)
+            report[f"times_faster_{name}_{dtype}_rounds"] = ratios
     print(json.dumps(report, indent=2))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config.model import ModelConfig
 from ..errors import CheckpointError, SproutError
 from ..families import check_state
+from ..families.lazy import read_all
 from ..model import Transformer
 from ..model.meta import on_meta
 from ..train.checkpoint import Checkpointer, verify
@@ -57,7 +58,7 @@ def load_state(
     source = locate(path)
     reader = read if source.kind == "huggingface" else read_checkpoint
     config, state, tokenizer = reader(source.folder, dtype)
-    return config, dict(state), tokenizer
+    return config, read_all(state), tokenizer
 
 
 def read_checkpoint(

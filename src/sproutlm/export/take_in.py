@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ def import_folder(
         "dtype": [dtype] if dtype else sorted({_type(tensor) for tensor in header.values()}),
         "tokenizer": tokenizer is not None,
         "notes": found.notes,
-        "sha256": {path.name: file_sha256(path) for path in weights},
     }
     names = ["generation_config.json", *TOKENIZER_FILES]
-    with replacing(out, ("model", IMPORT_NOTE)) as folder:
+    with replacing(out, ("model", IMPORT_NOTE)) as folder, ThreadPoolExecutor(2) as threads:
+        sums = {path.name: threads.submit(file_sha256, path) for path in weights}  # while the weights are written
         inner = folder / "model"
         inner.mkdir()
         # A model that no family holds keeps its own config.json: this program knows it by that.
@@ -77,6 +78,7 @@ def import_folder(
         for name in names:
             if (hf_dir / name).is_file():
                 shutil.copyfile(hf_dir / name, inner / name)
+        note["sha256"] = {name: sum_.result() for name, sum_ in sums.items()}
         write_json(folder / IMPORT_NOTE, note)
     return {**note, "out": str(out)}
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..families.lazy import header_of
+from ..families.lazy import header_of, read_all
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -275,7 +275,9 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], dtype: str, shard_b
         else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     )
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: cast(state[name].detach().cpu(), target, name).contiguous() for name in names}
+        tensors = read_all(state, names)
+        for name in names:
+            tensors[name] = cast(tensors[name].detach().cpu(), target, name).contiguous()
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) == 1:
         return files

@@ -7,6 +7,7 @@ for; the other way round it gives back the tensors of the file.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ _FUSED = re.compile(r"(.*\.attn)\.c_attn\.(weight|bias)$")
 def _gpt2_plain(config: ModelConfig, state: State) -> State:
     """Conv1D weights are (in, out), and q, k and v lie side by side in one; OpenAI's own files lack the prefix."""
     makers: dict[str, Callable[[], Tensor]] = {}
-    wholes: dict[str, tuple[str, Tensor]] = {}
+    wholes = _Fused(state)
     for name in state:
         if re.search(r"\.attn\.(bias|masked_bias)$", name):
             continue  # the causal mask as a buffer, in old files
@@ -48,7 +49,7 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
             makers[name] = _as_is(state, name)  # stored under both names: the check of names reports this one
         elif fused:
             for number, part in enumerate("qkv"):
-                makers[f"{fused[1]}.{part}_proj.{fused[2]}"] = _third(state, name, number, wholes)
+                makers[f"{fused[1]}.{part}_proj.{fused[2]}"] = _third(wholes, name, number)
         elif _CONV1D.search(full):
             makers[full] = _transposed(state, name)
         else:
@@ -56,22 +57,27 @@ def _gpt2_plain(config: ModelConfig, state: State) -> State:
     return Lazy(makers)
 
 
-def _third(state: State, name: str, number: int, wholes: dict[str, tuple[str, Tensor]]) -> Callable[[], Tensor]:
-    """A part of a fused tensor. ``wholes`` keeps the one read last, per kind: q, k and v are asked for one after another."""
-    kind = name.rsplit(".", 1)[1]
+class _Fused:
+    """Tensors of q, k and v side by side. The one read last stays, per kind: its parts are asked for one after another."""
 
-    def make() -> Tensor:
-        if wholes.get(kind, ("",))[0] != name:
-            wholes[kind] = (name, own(state, name))
-        whole = wholes[kind][1]
+    def __init__(self, state: State) -> None:
+        self._state, self._lock = state, threading.Lock()
+        self._last: dict[str, tuple[str, Tensor]] = {}
+
+    def part(self, name: str, number: int) -> Tensor:
+        kind = name.rsplit(".", 1)[1]
+        with self._lock:
+            if self._last.get(kind, ("",))[0] != name:
+                self._last[kind] = (name, own(self._state, name))
+            whole = self._last[kind][1]
         if whole.ndim == 0 or whole.shape[-1] % 3:
             raise SproutError(f"{name} is {list(whole.shape)}; expected q, k and v side by side in its last dimension")
         part = whole.chunk(3, dim=-1)[number]
-        if number == 2:
-            del wholes[kind]
         return (part.T if part.ndim == 2 else part).clone(memory_format=torch.contiguous_format)
 
-    return make
+
+def _third(fused: _Fused, name: str, number: int) -> Callable[[], Tensor]:
+    return lambda: fused.part(name, number)
 
 
 def _transposed(state: State, name: str) -> Callable[[], Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+READERS = 4  # threads; reading and casting is waiting for memory pages most of the time
 
 
 class Lazy(Mapping[str, Tensor]):
@@ -67,3 +69,10 @@ class Reader:
 def reader(state: State, name: str) -> Callable[[], Tensor]:
     """A maker that reads ``name`` of ``state``."""
     return Reader(state, name)
+
+
+def read_all(state: State, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of ``names`` (None: all), made by several threads at once."""
+    wanted = list(state if names is None else names)
+    with ThreadPoolExecutor(READERS) as threads:
+        return dict(zip(wanted, threads.map(state.__getitem__, wanted), strict=True))
