@@ -73,7 +73,7 @@ def test_initial_blocks_are_the_identity_and_other_matrices_keep_their_scale() -
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:
-    """pitfall 17: not on the order of construction, the number of layers, or the global random state."""
+    """pitfall 17: not on the order of construction, the size of other parts, or the global random state."""
     small = dict(Transformer(ModelConfig(**SHAPE)).init_weights(5).named_parameters())
     torch.manual_seed(99)
     deep = Transformer(ModelConfig(**{**SHAPE, "n_layers": 4, "tie_embeddings": False}))
@@ -83,6 +83,10 @@ def test_initial_weights_depend_on_seed_and_name_alone() -> None:
     for name, parameter in deep.named_parameters():
         if name in small:
             assert torch.equal(parameter, small[name]), name
+    # A stream that all parameters share would still give the same beginning: draw more before the layers.
+    wide = Transformer(ModelConfig(**{**SHAPE, "vocab_size": 2 * SHAPE["vocab_size"]})).init_weights(5)
+    for name, parameter in wide.layers.named_parameters():
+        assert torch.equal(parameter, small[f"layers.{name}"]), name
     q0, q1 = (deep.layers[i].attention.q_proj.weight for i in (0, 1))
     assert not torch.equal(q0, q1)
     other = Transformer(ModelConfig(**SHAPE)).init_weights(6)
