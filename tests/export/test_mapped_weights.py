@@ -115,19 +115,22 @@ def test_overflow_is_found_beside_not_a_number() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "qwen3_moe"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_what_is_laid_out_anew_keeps_no_page_of_its_file(
-    family: str, dtype: torch.dtype | None, tmp_path: Path
+    family: str, dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """GPT-2's transposed and fused matrices, stacked experts: each is contiguous and owns its memory, whoever asks first."""
+    """GPT-2's transposed and fused matrices, stacked experts: each is contiguous and owns its memory, and is read without a
+    view of the file, whose pages would stay beside it."""
     moe = MoEConfig(n_experts=4, top_k=2, expert_dim=8) if family == "qwen3_moe" else None
-    config = ModelConfig(
-        family=family, vocab_size=40, dim=16, n_layers=3, n_heads=2, ffn_dim=24, max_seq_len=32, moe=moe
-    )  # type: ignore[arg-type]
-    made = Transformer(config)
+    sizes = {"vocab_size": 40, "dim": 16, "n_layers": 3, "n_heads": 2, "ffn_dim": 24, "max_seq_len": 32}
+    made = Transformer(ModelConfig(family=family, moe=moe, **sizes))  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_()
     save(made, None, tmp_path / "hf")
+    viewed: list[str] = []
+    plain = OneFile.tensor
+    monkeypatch.setattr(OneFile, "tensor", lambda self, name, to: viewed.append(name) or plain(self, name, to))
     loaded = load(tmp_path / "hf", dtype)[0]
+    assert viewed and not [name for name in viewed if "experts" in name or "c_attn" in name or "c_fc.weight" in name]
     assert_close(dict(loaded.state_dict()), {n: t.to(dtype or t.dtype) for n, t in made.state_dict().items()}, **EXACT)
     anew = [p for n, p in loaded.named_parameters() if "experts" in n or (family == "gpt2" and "attention.q_proj" in n)]
     assert anew and all(p.is_contiguous() and not mapped(p) for p in anew)
