@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--temporary", type=Path, help="folder for the checkpoint (2.5 GB, and as much again, at 1.2b)")
+    parser.add_argument("--no-import", action="store_true", help="only the readings; `sprout import hf` is left out")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -126,7 +127,7 @@ def main() -> None:
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         parameters = write_checkpoint(args.size, folder)
-        results: dict[str, list[dict[str, float]]] = {what: [] for what in (*READINGS, *IMPORTS)}
+        results: dict[str, list[dict[str, float]]] = {what: [] for what in READINGS + IMPORTS * (not args.no_import)}
         for path in folder.glob("*.safetensors"):  # into the page cache, from where all of them read
             file_sha256(path)
         for round_ in range(args.rounds):
@@ -134,7 +135,8 @@ def main() -> None:
                 results[what].append(measure(what, folder))
                 print(round_ + 1, what, results[what][-1], file=sys.stderr, flush=True)
     report: dict[str, Any] = {
-        "command": f"python benchmarks/import.py --size {args.size} --rounds {args.rounds}",
+        "command": f"python benchmarks/import.py --size {args.size} --rounds {args.rounds}"
+        + " --no-import" * args.no_import,
         "commit": text_of("git", "rev-parse", "--short", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),
         "packages": {name: version(name) for name in ("torch", "transformers", "safetensors")},

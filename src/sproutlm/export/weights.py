@@ -32,7 +32,7 @@ HEADER_DTYPES = {
 }  # fmt: skip
 # Biases that choose experts differ by little; transformers, too, keeps them in float32 in a bf16 model.
 ALWAYS_FLOAT32 = ("e_score_correction_bias", "expert_bias")
-PART = 1 << 23  # values that are cast at a time: their part of the file is in memory as long as that takes
+PART = 1 << 24  # values that are cast at a time: their part of the file is in memory as long as that takes
 MADV_POPULATE_READ = 22  # Linux 5.14: lays out all pages of a mapping in one call
 VIEWS = os.name != "nt"  # Windows lets no file be replaced that is mapped
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
