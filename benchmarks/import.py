@@ -56,6 +56,12 @@ def write_checkpoint(size: str, folder: Path) -> int:
     return sum(tensor.numel() for tensor in header.values())
 
 
+def parameters_of(folder: Path) -> int:
+    from sproutlm.export.weights import SafetensorsFolder
+
+    return sum(tensor.numel() for tensor in SafetensorsFolder(folder).header().values())
+
+
 def resident(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
@@ -115,7 +121,7 @@ def main() -> None:
     parser.add_argument("--temporary", type=Path, help="folder for the checkpoint (2.5 GB, and as much again, at 1.2b)")
     parser.add_argument("--no-import", action="store_true", help="only the readings; `sprout import hf` is left out")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="a checkpoint of that size that is there already")
     args = parser.parse_args()
     from sproutlm.train.checkpoint import file_sha256
 
@@ -124,9 +130,9 @@ def main() -> None:
         return
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=args.temporary) as temporary:
-        folder = Path(temporary) / "checkpoint"
-        folder.mkdir()
-        parameters = write_checkpoint(args.size, folder)
+        folder = args.folder or Path(temporary) / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        parameters = parameters_of(folder) if args.folder else write_checkpoint(args.size, folder)
         results: dict[str, list[dict[str, float]]] = {what: [] for what in READINGS + IMPORTS * (not args.no_import)}
         for path in folder.glob("*.safetensors"):  # into the page cache, from where all of them read
             file_sha256(path)
