@@ -178,12 +178,22 @@ def test_nothing_to_load_says_what_was_looked_for(tmp_path: Path, folder: Path) 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("{", "config.json:1: not valid JSON"), ("[]", "expected a JSON object"), ("{}", "architectures is ")],
+    [
+        ("{", "config.json:1: not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "architectures is "),
+        ("[" * 100_000, "config.json: nested deeper"),
+    ],
 )
 def test_damaged_config_is_a_sentence_with_its_line(text: str, expected: str, folder: Path) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=expected):
         load(folder)
+
+
+def test_a_byte_order_mark_before_the_config_is_no_fault(folder: Path) -> None:
+    (folder / "config.json").write_text((folder / "config.json").read_text(), encoding="utf-8-sig")
+    load(folder)
 
 
 def test_index_may_not_point_out_of_its_folder(folder: Path) -> None:

@@ -41,13 +41,15 @@ PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from ``path``; CheckpointError with the line where it is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: not UTF-8 text; the file is damaged") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); the file is damaged") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: nested deeper than any such file is; the file is damaged") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value

@@ -101,6 +101,8 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         what = "it breaks off there" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else error.msg
         raise SproutError(f"{where}:{error.lineno}: not JSON ({what}); the file is damaged, copy it again") from None
+    except RecursionError:
+        raise SproutError(f"{where}: nested deeper than any such file is; the file is damaged, copy it again") from None
     if not isinstance(value, dict):
         raise SproutError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -147,7 +147,8 @@ def shrink(tokenizer: Tokenizer, kept: Sequence[int]) -> Tokenizer:
     data["post_processor"] = _renumbered(data.get("post_processor"), to)
     config = json.loads(json.dumps(tokenizer.config))
     if isinstance(decoder := config.get("added_tokens_decoder"), dict):
-        config["added_tokens_decoder"] = {str(to[int(id_)]): it for id_, it in decoder.items() if int(id_) in to}
+        numbers = {str(old): str(new) for old, new in to.items()}
+        config["added_tokens_decoder"] = {numbers[id_]: it for id_, it in decoder.items() if id_ in numbers}
     made = Tokenizer(json.dumps(data, ensure_ascii=False), config, where=tokenizer.where)
     if made.vocab_size != len(kept) or any(made.piece(new) != tokenizer.piece(old) for old, new in to.items()):
         raise SproutError(

@@ -27,6 +27,45 @@ BYTE_NAME_CUT = {
 Data = dict[str, Any]
 
 
+MOST_IDS = 10_000_000  # a table with a place for every id is made
+
+
+def check_shape(data: Data, where: str) -> None:
+    """A sentence unless ``data`` has the parts that every ``tokenizer.json`` has, each of its kind."""
+    model = data.get("model")
+    if not isinstance(model, dict):
+        raise SproutError(f"{where}: this JSON is no tokenizer: it has no model; expected a tokenizer.json")
+    if data.get("added_tokens") is None:
+        data["added_tokens"] = []
+    added, vocabulary, merges = data["added_tokens"], model.get("vocab") or {}, model.get("merges") or []
+    wrong = None
+    if not isinstance(added, list) or not all(
+        isinstance(it, dict) and isinstance(it.get("content"), str) and _is_id(it.get("id")) for it in added
+    ):
+        wrong = "added_tokens: expected objects with content, a text, and id"
+    elif isinstance(vocabulary, dict) and not all(map(_is_id, vocabulary.values())):
+        wrong = "model.vocab: expected an id for each token"
+    elif isinstance(vocabulary, list) and not all(_is_pair(it) and isinstance(it[0], str) for it in vocabulary):
+        wrong = "model.vocab: expected pairs of a piece and its score"
+    elif not isinstance(vocabulary, dict | list):
+        wrong = "model.vocab: expected an object or a list"
+    elif not isinstance(merges, list) or not all(
+        " " in it if isinstance(it, str) else _is_pair(it) and all(isinstance(x, str) for x in it) for it in merges
+    ):
+        wrong = "model.merges: expected pairs of pieces"
+    if wrong:
+        raise SproutError(f"{where}: {wrong} (ids from 0 to {MOST_IDS:,}); the file is damaged, copy it again")
+
+
+def _is_id(value: Any) -> bool:
+    # What is negative is left to the library, which names the line.
+    return isinstance(value, int) and not isinstance(value, bool) and value <= MOST_IDS
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
 def steps(part: Any) -> list[Data]:
     """The steps of a normalizer, pre-tokenizer or decoder in their order, sequences laid flat."""
     if not isinstance(part, dict):

@@ -25,7 +25,7 @@ from .locate import (
     read_text,
 )
 from .spelling import BYTE_OF_CHARACTER as BYTE_OF_CHARACTER, Spelling
-from .text_only import BYTE_TOKEN, Data, is_control, keep_gaps, model_ids, text_encoders
+from .text_only import BYTE_TOKEN, Data, check_shape, is_control, keep_gaps, model_ids, text_encoders
 
 END_OF_TEXT, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -79,7 +79,7 @@ class Tokenizer:
 
     def _build(self) -> None:
         data = parse_object(self._json, self.where)
-        _check_shape(data, self.where)
+        check_shape(data, self.where)
         if moved := keep_gaps(data):
             self._json = json.dumps(data, ensure_ascii=False)
             self.notes.append(
@@ -358,14 +358,6 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, where={self.where!r})"
-
-
-def _check_shape(data: Data, where: str) -> None:
-    """A sentence unless ``data`` has the parts that every ``tokenizer.json`` has."""
-    if not isinstance(data.get("model"), dict):
-        raise SproutError(f"{where}: this JSON is no tokenizer: it has no model; expected a tokenizer.json")
-    if data.get("added_tokens") is None:
-        data["added_tokens"] = []
 
 
 def _lost_bytes(table: list[bytes]) -> str | None:
