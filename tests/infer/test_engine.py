@@ -143,6 +143,16 @@ def test_an_answer_ends_where_the_context_ends(model: Transformer, tokenizer: To
     assert (len(answer.ids), answer.finish_reason) == (6, "length")
 
 
+def test_a_finished_row_does_not_run_past_a_table_of_learned_positions(tokenizer: Tokenizer) -> None:
+    """One of three is done at once and stays in the batch, while the others write to the end of the context."""
+    model = random_model(tokenizer.vocab_size, family="gpt2", max_seq_len=24, n_kv_heads=4)
+    requests = [Request([5, 6, 7] * 8, SamplingParams(0, max_tokens=50), ()) for _ in range(3)]
+    requests = [Request(r.prompt_ids[:n], r.params, ()) for r, n in zip(requests, (1, 2, 23), strict=True)]
+    answers = Engine(model, tokenizer).generate(requests)
+    assert [(len(a.ids), a.finish_reason) for a in answers] == [(23, "length"), (22, "length"), (1, "length")]
+    assert answers == [Engine(model, tokenizer).generate([request])[0] for request in requests]
+
+
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [([], "no tokens"), ([1] * 96, "96 tokens and the model's context holds 96"), ([1, 99999], "holds id 99999"),

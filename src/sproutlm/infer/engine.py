@@ -268,9 +268,15 @@ class _Decoding:
     @torch.inference_mode()
     def step(self) -> None:
         """Run the newest tokens, draw the next ones, and drop rows that are done once they are half of the batch."""
+        # A row that is done runs on until the batch is halved, past the end of a table of learned positions; what it says
+        # there is not read.
+        last = self.model.config.max_seq_len - 1
+        positions = self.cache.positions(self.tokens.shape[1]).clamp_max(last)
         with evaluating(self.model), torch.autocast(self.device.type, enabled=False):
             # (batch, seq, dim) -> (batch, vocab): only the last position is asked for its logits.
-            logits = self.model(self.tokens, cache=self.cache, head=lambda hidden, w: F.linear(hidden[:, -1], w))
+            logits = self.model(
+                self.tokens, positions, cache=self.cache, head=lambda hidden, w: F.linear(hidden[:, -1], w)
+            )
         if self.prefix is not None:
             self.prefix.ids += self.tokens[0].tolist()
         params = [row.request.params for row in self.rows]
