@@ -128,6 +128,14 @@ def test_width_that_transformers_would_refuse_is_refused_before_it_is_written() 
         for_family("llama").config_to_hf(config)
 
 
+def test_a_scale_that_a_gemma2_file_would_round_is_refused() -> None:
+    shape = {"family": "gemma2", "vocab_size": 9, "dim": 16, "n_heads": 2, "n_layers": 2}
+    hf = for_family("gemma2").config_to_hf(ModelConfig(**shape, attention_scale=144**-0.5))
+    assert hf["query_pre_attn_scalar"] == 144
+    with pytest.raises(SproutError, match="attention_scale as 1 / sqrt.*0.3 is none; choose 0.301511"):
+        for_family("gemma2").config_to_hf(ModelConfig(**shape, attention_scale=0.3))
+
+
 def test_unknown_architecture_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         SproutError, match="Qwen3NextForCausalLM.*Qwen3ForCausalLM, LlamaForCausalLM.*nearest is Qwen3ForCausalLM"

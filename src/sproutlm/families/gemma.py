@@ -60,12 +60,18 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 def _write2(config: ModelConfig) -> dict[str, Any]:
     windows = windows_to_hf(config)
     windows.pop("use_sliding_window")
+    scalar = (config.attention_scale or config.head_dim**-0.5) ** -2
+    if not math.isclose(scalar, round(scalar), rel_tol=1e-6):
+        raise SproutError(
+            f"a gemma2 file holds attention_scale as 1 / sqrt(a whole number), and {config.attention_scale} is none; choose "
+            f"{round(scalar) ** -0.5 if scalar > 1 else 1.0:.6g}"
+        )
     windows.pop("max_window_layers", None)
     return {
         **_write(config),
         "layer_types": ["full_attention"] * config.n_layers,
         **windows,
-        "query_pre_attn_scalar": round((config.attention_scale or config.head_dim**-0.5) ** -2),
+        "query_pre_attn_scalar": round(scalar),
         "attn_logit_softcapping": config.attention_softcap or None,
         "final_logit_softcapping": config.logit_softcap or None,
     }
