@@ -87,7 +87,7 @@ def test_memory_by_part_follows_the_shape(project: Path) -> None:
     matrices, lines = sum(p.numel() for p in blocks), sum(max(p.shape) for p in blocks)
     full, low = (training_memory(config, setting_of(recipe, compute)) for compute in ("float32", "bf16"))
     assert (full["parameters"], full["gradients"]) == (4 * n, 4 * n)
-    assert (low["parameters"], low["gradients"]) == (6 * n, 6 * n)
+    assert (low["parameters"], low["gradients"]) == (6 * n, 4 * n)  # those in bf16 take the activations' room
     assert full["optimizer"] == 4 * (matrices + lines) + 8 * (n - matrices)
     assert low["activations"] < full["activations"] and full["logits"] > 0
 

@@ -64,7 +64,7 @@ def test_activations_are_about_what_autograd_keeps(shape: dict[str, Any], comput
         next_token(model, batch_of(config, ROWS, SEQ))
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     saved -= config.vocab_size * config.dim * BYTES[compute]  # the head's gradient, which counts as logits
-    estimate = training_memory(config, Setting(ROWS, SEQ, compute))["activations"]
+    estimate = training_memory(config, Setting(ROWS, SEQ, compute, device="cpu"))["activations"]
     assert 0.85 < estimate / saved < 1.3, (estimate, saved)
 
 
@@ -138,7 +138,9 @@ def test_masters_copies_and_gradients() -> None:
     config = ModelConfig(**PRESETS["qwen3-0.6b"].shape)
     n = 596_049_920
     low, full = (training_memory(config, Setting(1, 512, compute)) for compute in ("bf16", "float32"))
-    assert (low["parameters"], low["gradients"]) == (6 * n, 6 * n)
+    # Gradients in bf16 come while activations go: only what exceeds their room counts.
+    beside = low["activations"] + low["logits"]
+    assert (low["parameters"], low["gradients"]) == (6 * n, 4 * n + max(0, 2 * n - beside))
     assert (full["parameters"], full["gradients"]) == (4 * n, 4 * n)
     assert training_memory(config, Setting(1, 512, "bf16", "adamw"))["optimizer"] == 8 * n
 

@@ -26,6 +26,26 @@ def plan(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", min=1, help="Rows, and answers, at once [the recipe's; 1].")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME|SIZE", help="Plan for one: cpu, 8GB, 3060, 4090, a100, h100, h200."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", metavar="X", min=0, help="What an hour of --device costs (of a card).")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write the settings that make it fit --device into the recipe's file.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Make one real longest step here, and show its memory and time.")
+    ] = False,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", min=1, help="Estimate a step on N machines of --gpus cards.")
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Cards in a machine.")] = 8,
+    link: Annotated[
+        float, typer.Option("--link", metavar="GB/S", min=0.1, help="Between machines, a card, one direction.")
+    ] = 50.0,
     show_list: Annotated[bool, typer.Option("--list", help="List the presets and end.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -51,9 +71,40 @@ def plan(
     from ..pipeline.plan_table import print_plans
 
     loaded = load_preset(preset, settings or [], context) if preset else load(Path(name), settings, "any")
-    report = plan_all(loaded, context, batch, preset)
+    if nodes is not None:
+        from ..pipeline.plan_nodes import plan_nodes, print_nodes
+
+        report = plan_nodes(loaded, context, batch, device or "h100", nodes, gpus, link * 1e9, price)
+        print_nodes(report)
+        write_json(json_file, report)
+        return
+    if price is not None and device is None:
+        raise SproutError("--price is of an hour of one device: give --device too, such as --device h100")
+    if apply:
+        check_can_apply(name, preset, device, settings, context or batch)
+    report = plan_all(loaded, context, batch, preset, device, price)
+    if probe:
+        from ..pipeline.plan import probe_all
+
+        report["probes"] = probe_all(loaded, context, batch)
     print_plans(report)
+    if apply:
+        from ..pipeline.plan import apply_all
+
+        report["applied"] = apply_all(loaded, report)
     write_json(json_file, report)
+
+
+def check_can_apply(
+    name: str, preset: str | None, device: str | None, settings: list[str] | None, changed: int | None
+) -> None:
+    """Refuse what cannot be written, before anything is reckoned."""
+    if device is None:
+        raise SproutError("--apply writes what makes a recipe fit a device: give --device too, such as --device 8GB")
+    if preset is not None or not Path(name).is_file():
+        raise SproutError(f"--apply: {name} is no file of yours; copy it to one first, and plan that")
+    if settings or changed:
+        raise SproutError("--apply writes what the file needs as it stands: put the settings into the file first")
 
 
 def check_is_recipe(name: str, presets: list[str]) -> None:

@@ -64,6 +64,9 @@ class TrainConfig(Strict):
         "auto", description="Type of the forward and backward pass; masters are float32."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    force_memory: bool = Field(
+        False, description="Begin on a CPU although the plan exceeds the memory that is there (see `sprout plan`)."
+    )
     log_every: int = Field(10, gt=0)
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0 = at the end only.")
     validation_rows: int = Field(0, ge=0, description="Packed rows per validation; 0 = all.")

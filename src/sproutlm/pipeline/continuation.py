@@ -21,7 +21,7 @@ from .prepare import Prepared, Say
 # What may differ when a run continues: where things lie and how fast they are made, not what they are.
 # A file's content is compared in place of its path: see ``identity_of``.
 PLACE_KEYS = (
-    "run", "init_from", "data.cache", "data.workers", "train.streams",
+    "run", "init_from", "data.cache", "data.workers", "train.streams", "train.force_memory",
     "train.trackers", "train.tracker_project", "train.tracker_name",
 )  # fmt: skip
 CONTENTS = {

@@ -18,11 +18,12 @@ from ..errors import DataError
 from ..model import Transformer
 from ..objectives.next_token import next_token
 from ..plan import Setting, count, training_memory
-from ..plan.memory import Compute
+from ..plan.memory import CHUNK_TOKENS, Compute, Device
 from ..train.metrics import format_seconds
 from ..train.precision import MasterWeights, choose_compute
+from ..train.streams import Streams
 from .run import resolve_stages
-from .train import COMPUTE_TYPES, choose_device, micro_rows, objective_of, total_steps
+from .train import COMPUTE_TYPES, choose_device, choose_streams, micro_rows, objective_of, total_steps
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
@@ -61,10 +62,27 @@ def _text_bytes(path: Path) -> float:
     return path.stat().st_size * (3.0 if path.suffix in (".gz", ".zst", ".parquet") else 1.0)
 
 
-def setting_of(recipe: Recipe, compute: Compute) -> Setting:
-    """What of the recipe decides the memory of a step."""
-    rows = micro_rows(recipe)
-    return Setting(rows, recipe.data.seq_len, compute, recipe.optimizer.name, recipe.data.document_mask)
+def setting_of(recipe: Recipe, compute: Compute, device: Device = "card", config: ModelConfig | None = None) -> Setting:
+    """What of the recipe decides the memory of a step. On a CPU micro-batches may run side by side; ``config`` decides
+    how many where the recipe leaves that open."""
+    streams = 1
+    if device == "cpu" and config is not None:
+        streams = choose_streams(recipe, config, torch.device("cpu"), count(config).total)
+    split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"streams": streams})})
+    rows = micro_rows(split)
+    step_rows = recipe.train.batch_tokens // recipe.data.seq_len
+    return Setting(
+        rows,
+        recipe.data.seq_len,
+        compute,
+        recipe.optimizer.name,
+        recipe.data.document_mask,
+        device,
+        max(1, min(streams, step_rows // rows)),
+        getattr(recipe.train, "checkpointing", "none"),
+        getattr(recipe.train, "loss_chunk", None) or CHUNK_TOKENS,
+        recipe.train.batch_tokens,
+    )
 
 
 def config_of(recipe: Recipe, inherited: ModelConfig | None = None) -> ModelConfig:
@@ -87,26 +105,38 @@ def _vocabulary(recipe: Recipe) -> int:
     return Tokenizer.load(Path(recipe.tokenizer.path)).vocab_size
 
 
-def step_seconds(config: ModelConfig, recipe: Recipe, compute: torch.dtype, device: torch.device) -> float:
-    """Seconds of one optimizer step, from one timed micro-batch of random tokens (after one that warms up)."""
-    rows, seq = min(micro_rows(recipe), max(1, 4096 // recipe.data.seq_len)), recipe.data.seq_len
+def step_seconds(
+    config: ModelConfig, recipe: Recipe, compute: torch.dtype, device: torch.device, streams: int = 1
+) -> float:
+    """Seconds of one optimizer step, from timed micro-batches of random tokens (after one that warms up): one, or as
+    many side by side as ``streams`` says."""
+    seq = recipe.data.seq_len
+    rows = min(recipe.train.micro_batch or recipe.train.batch_tokens // seq, max(1, 4096 // seq))
+    rows = max(1, rows // streams)
     model = Transformer(config).init_weights(0).to(device)
     weights = MasterWeights(model, compute)
     tokens = torch.randint(0, config.vocab_size, (rows, seq), generator=torch.Generator().manual_seed(0)).to(device)
     positions = torch.arange(seq, device=device).expand(rows, seq)
     document_ids = positions // max(1, seq // 3) if recipe.data.document_mask else None
     batch = Batch(tokens, tokens.roll(-1, 1), positions, document_ids, torch.arange(rows))
+    side_by_side = Streams(streams) if streams > 1 else None
     best = float("inf")
     for _ in range(3):
         begin = time.perf_counter()
-        loss, _, _ = next_token(model, batch)
-        loss.backward()
-        weights.collect_gradients()
+        if side_by_side is not None:
+            for _, _, grads, _ in side_by_side.run(model, next_token, [batch] * streams):
+                weights.add_gradients(grads)
+        else:
+            loss, _, _ = next_token(model, batch)
+            loss.backward()
+            weights.collect_gradients()
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
+    if side_by_side is not None:
+        side_by_side.close()
     # The update costs about a tenth of a step of 4,096 tokens with Muon (profiled on two CPU cores).
-    return best * (recipe.train.batch_tokens / (rows * seq)) * 1.12
+    return best * (recipe.train.batch_tokens / (rows * seq * streams)) * 1.12
 
 
 def dry_run_recipe(recipe: Recipe, run: Path, config: ModelConfig, outputs_of: set[str]) -> dict[str, Any]:
@@ -118,8 +148,10 @@ def dry_run_recipe(recipe: Recipe, run: Path, config: ModelConfig, outputs_of: s
     rows_per_epoch = None if tokens is None else -(-tokens // recipe.data.seq_len)
     needs_data = recipe.train.epochs is not None
     steps = None if needs_data and rows_per_epoch is None else total_steps(recipe, rows_per_epoch or 1)
-    memory = training_memory(config, setting_of(recipe, COMPUTE_NAMES[compute]))
-    per_step = step_seconds(config, recipe, compute, device) if sum(memory.values()) < 8e9 else None
+    place: Device = "cpu" if device.type == "cpu" else "card"
+    setting = setting_of(recipe, COMPUTE_NAMES[compute], place, config)
+    memory = training_memory(config, setting)
+    per_step = step_seconds(config, recipe, compute, device, setting.streams) if sum(memory.values()) < 8e9 else None
     return {
         "name": recipe.name,
         "run": str(run),

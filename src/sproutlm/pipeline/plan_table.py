@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..train.metrics import format_seconds
+from .memory_guard import cure_lines
+
 GB, MB, KB = 2**30, 2**20, 2**10
 ROUNDED = "activations, update and prompt are estimates"
 
@@ -14,6 +17,8 @@ def print_plans(report: dict[str, Any]) -> None:
         if number:
             print()
         _print_plan(plan)
+    for probe in report.get("probes", []):
+        _print_probe(probe)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -33,8 +38,11 @@ def _print_plan(plan: dict[str, Any]) -> None:
     )
     _print_training(plan["training"])
     _print_inference(plan["inference"])
-    print("  where it fits:")
-    _print_places(plan)
+    if "device" in plan:
+        _print_device(plan)
+    else:
+        print("  where it fits:")
+        _print_places(plan)
     if "suggested" in plan:
         _print_suggested(plan)
 
@@ -64,6 +72,44 @@ def _print_places(plan: dict[str, Any]) -> None:
         rows.append((place["name"], _training(place["training"]), *answering))
     print_table(rows, indent=4)
     print(f"    ({ROUNDED}; `sprout chat` loads float32, model.to(torch.bfloat16) halves it)")
+
+
+def _print_device(plan: dict[str, Any]) -> None:
+    """One device: whether a step fits, what makes it fit, how long and how dear the run is."""
+    device, (place,) = plan["device"], plan["places"]
+    found, room = place["training"], size(device["room_bytes"])
+    if found["settings"] is None:
+        print(f"  on {device['name']} ({room} for a run): training does not fit, whatever the settings")
+    elif not found["settings"]:
+        print(
+            f"  on {device['name']} ({room} for a run): training fits, up to train.micro_batch={found['micro_batch_at_most']}"
+        )
+    else:
+        print(f"  on {device['name']} ({room} for a run): training fits with one of these, the cheapest first:")
+        print("\n".join(cure_lines(found["cures"])))
+    tokens, rate, seconds = device["tokens"], device["tokens_per_second"], device["seconds"]
+    if rate is None:
+        print(f"  time: not known ({device['rate_from']})")
+    elif seconds is None:
+        print(f"  time: about {rate:,.0f} tokens/s ({device['rate_from']}); the run's length is not known yet")
+    else:
+        print(
+            f"  time (estimate): {format_seconds(seconds)} for {short(tokens)} tokens, {rate:,.0f} tokens/s ({device['rate_from']})"
+        )
+    if device["cost"] is not None:
+        print(f"  cost (estimate): {device['cost']:,.2f} at {device['price_per_hour']:g} an hour")
+    context = plan["inference"]["context"]
+    answers = [f"{c}: {_answering(place['inference'][c], context)}" for c in ("float32", "bf16")]
+    print(f"  answering there: {'; '.join(answers)}")
+    print(f"    ({ROUNDED})")
+
+
+def _print_probe(probe: dict[str, Any]) -> None:
+    error = probe["predicted_bytes"] / probe["peak_bytes"] - 1
+    print(
+        f"{probe['name']}: one step of full rows on {probe['device']}: {size(probe['peak_bytes'])} measured, "
+        f"{size(probe['predicted_bytes'])} predicted ({error:+.0%}); {probe['seconds']:.2f} s a step"
+    )
 
 
 def _training(found: dict[str, Any]) -> str:

@@ -220,17 +220,20 @@ def train(loaded: Loaded, changes: list[str] | None = None, say: Say = print) ->
 
 def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, say: Say = print) -> dict[str, Any]:
     from ..config.load import dump_recipe
+    from .memory_guard import full_card_explained, refuse_too_large  # which asks this module, too
 
     objective = objective_of(recipe)  # before anything is built for it
+    device = choose_device(recipe.train.device)
     with run_lock(run):
+        refuse_too_large(recipe, device)
         prepared = prepare(recipe, run, say)
-        device = choose_device(recipe.train.device)
         checkpointer = Checkpointer(run / "checkpoints", recipe.train.keep_last, say)
         model, config = build_model(recipe, prepared.tokenizer.vocab_size, say, prepared.tokenizer)
         loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
         steps = total_steps(recipe, loader.rows_per_epoch)
         how = pinned(recipe, checkpointer, model, device, say)
         resolved = resolve(recipe, run, config, steps, how)
+        refuse_too_large(resolved, device, config)
         identity = identity_of(resolved, prepared, model)
         record_continuation(checkpointer, identity, changes or [], run, say)
         write_atomic(run / "recipe.yaml", dump_recipe(resolved))
@@ -262,7 +265,7 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             say=say,
         )
         announce(recipe, prepared, model, steps, say)
-        with closing(trainer):
+        with closing(trainer), full_card_explained(resolved, config, device):
             result = trainer.fit()
         return finish(recipe, run, trainer, prepared, result, say)
 

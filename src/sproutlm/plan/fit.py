@@ -1,85 +1,223 @@
-"""Where a model fits: cards by their memory and this machine's, and the settings that make it fit.
+"""What makes a step fit into a place: the levers of a recipe, and their combinations ranked by what they cost.
 
-Only settings that exist are named, those that change least first: fewer rows at once (the same training, more passes per
-step), float32 throughout (no rounded copies of the weights; slower, the same result or better), shorter rows, Muon in
-place of AdamW (half the state of the blocks).
+A lever is one entry of ``LEVERS``: the recipe's key, the settings it offers, from the least change to the greatest, and what
+it costs. Ranked first by what happens to the training (nothing; other rounding; another optimizer; another row length),
+then by the time that it adds. Adding a lever is adding an entry, and to ``memory.py`` what it saves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from ..config.model import ModelConfig
-from .memory import Compute, Optimizer, Setting, inference_memory, training_memory
+from .flops import flops, muon_flops
+from .memory import Compute, Setting, inference_memory, step_bytes
+from .places import CARDS, USABLE, Place, cards, machine
 
-# GiB, as cards are sold. Of each a part stays free: what the display and other programs hold, and gaps between blocks.
-CARDS = (4, 8, 12, 16, 24, 40, 80, 141)
-USABLE = 0.92
+__all__ = ["CARDS", "LEVERS", "USABLE", "Lever", "Place", "cards", "fit_training", "longest_context", "machine"]
+
 SHORTEST_ROW = 256
+SHORTEST_CHUNK = 128
 MOST_ROWS = 1024
+MOST_CURES = 5
+# What happens to the training, in the order of preference.
+EFFECTS = ("the same training", "other rounding", "another optimizer", "shorter rows")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A card or a machine with ``room`` bytes that a run may take."""
+class Lever:
+    """``offers``: values from the one asked for to the one that saves most; ``time``: seconds of a step with the value
+    over those without, where the arithmetic says it (None: it depends on the machine)."""
 
-    name: str
-    room: int
+    key: str
+    field: str
+    effect: str
+    offers: Callable[[Setting], list[Any]]
+    time: Callable[[ModelConfig, Setting, Setting], float | None]
+    words: str
 
 
-def cards() -> list[Place]:
-    return [Place(f"{gib} GB", int(gib * 2**30 * USABLE)) for gib in CARDS]
+def _halved(value: int, least: int) -> list[int]:
+    found = [value]
+    while found[-1] // 2 >= least and found[-1] % 2 == 0:
+        found.append(found[-1] // 2)
+    return found
 
 
-def machine(total: int, container: int | None) -> Place:
-    """This machine's memory: all of it but what others need, or what its container may still take."""
-    room = int(total * USABLE)
-    return Place(f"CPU {total / 2**30:.0f} GB", room if container is None else min(room, container))
+def _rows(setting: Setting) -> list[int]:
+    found = [setting.rows]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def _no_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
+    return 1.0
+
+
+def _unknown_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
+    return None
+
+
+def _checkpointing_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
+    """The blocks' forward pass is made twice: four products of each matrix in place of three, the head's not."""
+    work = flops(config, asked.seq_len)
+    head = 2.0 * config.vocab_size * config.dim
+    return (work.training + work.forward - head) / work.training
+
+
+def _muon_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
+    """What orthogonalising adds to the products of a step; the step's tokens are at least one micro-batch's."""
+    tokens = max(asked.step_tokens, asked.tokens)
+    return 1.0 + muon_flops(config) / (flops(config, asked.seq_len).training * tokens)
+
+
+# The order is that of trying: the first costs least.
+LEVERS: tuple[Lever, ...] = (
+    Lever(
+        "train.loss_chunk",
+        "loss_chunk",
+        EFFECTS[0],
+        lambda s: (
+            [s.loss_chunk, SHORTEST_CHUNK] if s.has("loss_chunk") and s.loss_chunk > SHORTEST_CHUNK else [s.loss_chunk]
+        ),
+        _no_time,
+        "logits of fewer tokens at once",
+    ),
+    Lever("train.micro_batch", "rows", EFFECTS[0], _rows, _no_time, "fewer rows at once, more passes per step"),
+    Lever(
+        "train.streams",
+        "streams",
+        EFFECTS[0],
+        lambda s: [s.streams, 1] if s.streams > 1 else [1],
+        _unknown_time,
+        "micro-batches one after the other; slower where the model is small",
+    ),
+    Lever(
+        "train.checkpointing",
+        "checkpointing",
+        EFFECTS[0],
+        lambda s: ["none", "blocks"] if s.has("checkpointing") and s.checkpointing == "none" else [s.checkpointing],
+        _checkpointing_time,
+        "blocks are computed again for the backward pass",
+    ),
+    Lever(
+        "train.compute",
+        "compute",
+        EFFECTS[1],
+        lambda s: ["bf16", "float32"] if s.compute == "bf16" else [s.compute],
+        _unknown_time,
+        "no rounded copies of the weights; slower where bf16 has units of its own",
+    ),
+    Lever(
+        "optimizer.name",
+        "optimizer",
+        EFFECTS[2],
+        lambda s: ["adamw", "muon"] if s.optimizer == "adamw" else [s.optimizer],
+        _muon_time,
+        "half the state of the blocks; rates are Muon's own",
+    ),
+    Lever(
+        "data.seq_len",
+        "seq_len",
+        EFFECTS[3],
+        lambda s: _halved(s.seq_len, min(SHORTEST_ROW, s.seq_len)),
+        _no_time,
+        "the model sees less context while it learns",
+    ),
+)
+
+
+def _cost(config: ModelConfig, asked: Setting, found: Setting) -> tuple[int, int, int, float]:
+    """Sorting key: the gravest effect, all effects together, how many unknown times, the known ones as a factor."""
+    gravest, together, unknown, factor = 0, 0, 0, 1.0
+    for lever in _moved(asked, found):
+        effect, time = EFFECTS.index(lever.effect), lever.time(config, asked, found)
+        gravest, together = max(gravest, effect), together + effect
+        unknown += time is None
+        factor *= time or 1.0
+    return gravest, together, unknown, factor
+
+
+def _moved(asked: Setting, found: Setting) -> list[Lever]:
+    return [lever for lever in LEVERS if getattr(asked, lever.field) != getattr(found, lever.field)]
+
+
+def _combinations(asked: Setting) -> Iterator[Setting]:
+    """Every combination of the levers but rows, which are sought for each."""
+    levers = [lever for lever in LEVERS if lever.field != "rows"]
+    for values in product(*(lever.offers(asked) for lever in levers)):
+        yield replace(asked, **{lever.field: value for lever, value in zip(levers, values, strict=True)})
 
 
 def fit_training(config: ModelConfig, asked: Setting, room: int, most_rows: int = MOST_ROWS) -> dict[str, Any]:
     """``settings``: recipe keys to change so that a step fits, empty if it fits as asked, None if nothing here helps;
-    ``micro_batch_at_most``: the largest power of two of rows that fits with them."""
-    for setting in _candidates(asked):
-        if sum(training_memory(config, setting).values()) <= room:
-            rows = 1
-            while rows * 2 <= most_rows and _bytes(config, replace(setting, rows=rows * 2)) <= room:
-                rows *= 2
-            return {"settings": _changes(asked, setting), "micro_batch_at_most": rows, "bytes": _bytes(config, setting)}
-    return {"settings": None, "micro_batch_at_most": 0, "bytes": _bytes(config, asked)}
-
-
-def _bytes(config: ModelConfig, setting: Setting) -> int:
-    return sum(training_memory(config, setting).values())
-
-
-def _candidates(asked: Setting) -> Iterator[Setting]:
-    """``asked`` first, then what changes more and more."""
-    optimizers: list[Optimizer] = [asked.optimizer] if asked.optimizer == "muon" else [asked.optimizer, "muon"]
-    computes: list[Compute] = [asked.compute] if asked.compute == "float32" else [asked.compute, "float32"]
-    for optimizer in optimizers:
-        for seq_len in _halved(asked.seq_len, min(SHORTEST_ROW, asked.seq_len)):
-            for compute in computes:
-                for rows in _halved(asked.rows, 1):
-                    yield replace(asked, rows=rows, seq_len=seq_len, compute=compute, optimizer=optimizer)
-
-
-def _halved(value: int, least: int) -> Iterator[int]:
-    while value >= least:
-        yield value
-        value //= 2
-
-
-def _changes(asked: Setting, found: Setting) -> dict[str, Any]:
-    pairs = {
-        "train.micro_batch": (asked.rows, found.rows),
-        "train.compute": (asked.compute, found.compute),
-        "data.seq_len": (asked.seq_len, found.seq_len),
-        "optimizer.name": (asked.optimizer, found.optimizer),
+    ``micro_batch_at_most``: the largest power of two of rows that fits with them; ``cures``: up to five ways, the best
+    first, none where it fits as asked, each with ``settings``, ``bytes``, ``effect``, ``time`` (factor) and ``words``."""
+    needed = step_bytes(config, asked)
+    if needed <= room:
+        return {
+            "settings": {},
+            "micro_batch_at_most": _most(config, asked, room, most_rows),
+            "bytes": needed,
+            "cures": [],
+        }
+    fitting = [found for one in _combinations(asked) if (found := _with_rows(config, one, room)) is not None]
+    if not fitting:
+        return {"settings": None, "micro_batch_at_most": 0, "bytes": needed, "cures": []}
+    ranked = _worth_naming(
+        asked, sorted(fitting, key=lambda found: (*_cost(config, asked, found), len(_moved(asked, found)), -found.rows))
+    )
+    best = ranked[0]
+    return {
+        "settings": changes(asked, best),
+        "micro_batch_at_most": _most(config, best, room, most_rows),
+        "bytes": step_bytes(config, best),
+        "cures": [_cure(config, asked, found) for found in ranked[:MOST_CURES]],
     }
-    return {key: new for key, (old, new) in pairs.items() if new != old}
+
+
+def _with_rows(config: ModelConfig, setting: Setting, room: int) -> Setting | None:
+    """The most rows, by halving, with which ``setting`` fits; None if not even one row does."""
+    if step_bytes(config, replace(setting, rows=1)) > room:
+        return None
+    return next(found for rows in _rows(setting) if step_bytes(config, found := replace(setting, rows=rows)) <= room)
+
+
+def _most(config: ModelConfig, setting: Setting, room: int, most_rows: int) -> int:
+    rows = 1
+    while rows * 2 <= most_rows and step_bytes(config, replace(setting, rows=rows * 2)) <= room:
+        rows *= 2
+    return rows
+
+
+def _worth_naming(asked: Setting, ranked: list[Setting]) -> list[Setting]:
+    """Without those that move every lever of a better one, and more."""
+    named: list[Setting] = []
+    for found in ranked:
+        keys = {lever.key for lever in _moved(asked, found)}
+        if not any({lever.key for lever in _moved(asked, other)} <= keys for other in named):
+            named.append(found)
+    return named
+
+
+def _cure(config: ModelConfig, asked: Setting, found: Setting) -> dict[str, Any]:
+    gravest, _, unknown, factor = _cost(config, asked, found)
+    return {
+        "settings": changes(asked, found),
+        "bytes": step_bytes(config, found),
+        "effect": EFFECTS[gravest],
+        "time": None if unknown else round(factor, 3),
+        "words": "; ".join(lever.words for lever in _moved(asked, found)),
+    }
+
+
+def changes(asked: Setting, found: Setting) -> dict[str, Any]:
+    """Recipe keys and their new values."""
+    return {lever.key: getattr(found, lever.field) for lever in _moved(asked, found)}
 
 
 def longest_context(config: ModelConfig, rows: int, room: int, compute: Compute) -> int:

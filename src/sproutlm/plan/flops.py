@@ -12,8 +12,10 @@ T, less where a window ends it. Norms, rotations, activations and the softmax ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from ..config.model import ModelConfig
+from ..train.optim import is_block_matrix
 from .count import is_table, parameters, used_share
 
 
@@ -63,3 +65,15 @@ def flops(config: ModelConfig, context: int) -> Flops:
     last = sum(4 * config.n_heads * config.head_dim * min(context + 1, window or context + 1) for window in windows)
     forward = products + attention
     return Flops(context, forward, attention, 3 * forward, products + last)
+
+
+def muon_flops(config: ModelConfig) -> float:
+    """Of one update by Muon: five iterations, each a Gram matrix (m^2 n), its square (m^3) and a product with it (m^2 n) of
+    every m x n matrix of the blocks, m the shorter side."""
+    total = 0.0
+    for name, parameter in parameters(config):
+        if is_block_matrix(name, parameter):
+            *stack, rows, cols = parameter.shape
+            short, long = min(rows, cols), max(rows, cols)
+            total += prod(stack) * 5 * 2 * (2 * short * short * long + short**3)
+    return total

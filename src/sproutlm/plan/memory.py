@@ -1,7 +1,8 @@
 """Bytes by part, for training and for inference. The one memory model of ``sprout plan`` and ``--dry-run``.
 
 Weights, gradients and optimizer state are counted; activations, the update's working room and a prompt's are estimates:
-what the blocks keep for their backward pass, read off the code, with fused attention.
+what the blocks keep for their backward pass, read off the code, with fused attention. On a CPU the C library's heap keeps
+gaps between them (``HEAP_GAPS``, measured), and every stream has activations of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from math import prod
 from typing import Literal
 
 from ..config.model import ModelConfig
+from ..config.schema import TrainConfig
+from ..model.block_attention import KEPT, block_rows
 from ..train.loss import CHUNK_TOKENS
 from ..train.muon import variance_shape
 from ..train.optim import is_block_matrix, is_expert_bias
@@ -24,6 +27,15 @@ MASTER = 4  # bytes of a float32 master weight, gradient or state
 # Python, torch and its libraries: resident memory of the process before a model is made, about 350 MB; a CUDA context
 # takes as much of a card.
 PROGRAM = 350 * 2**20
+# The same to the end of a run on a CPU, when the plot's library is there, too: measured with a model of next to nothing.
+PROGRAM_CPU = 390 * 2**20
+# glibc serves blocks of up to 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX, mallopt(3)) from its heap and keeps them there. A next
+# step fills the freed places only in part: HEAP_GAPS is the share of such blocks that lies idle beside them at the peak of a
+# run on a CPU, as benchmarks/memory.py measured it (docs/results/memory.md). Larger blocks are given back at once, and find
+# no room in the heap.
+HEAP_BLOCK = 32 * 2**20
+HEAP_GAPS = 0.28
+Device = Literal["card", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,16 @@ class Setting:
     compute: Compute = "bf16"
     optimizer: Optimizer = "muon"
     document_mask: bool = True
+    device: Device = "card"
+    streams: int = 1  # micro-batches side by side, each of ``rows``: a CPU's
+    checkpointing: str = "none"  # "blocks": a block keeps its input alone and is computed again
+    loss_chunk: int = CHUNK_TOKENS  # tokens whose logits exist at once
+    step_tokens: int = 0  # of a whole optimizer step; 0 = not known
+
+    @staticmethod
+    def has(key: str) -> bool:
+        """Whether the trainer of this version has the setting ``train.KEY``."""
+        return key in TrainConfig.model_fields
 
     @property
     def tokens(self) -> int:
@@ -46,17 +68,36 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
     total = sum(p.numel() for _, p in parameters(config))
     size = BYTES[setting.compute]
     copies = 0 if setting.compute == "float32" else total * size  # the rounded weights; the masters stay beside them
-    activations, logits = _activations(config, setting), _logits(config, setting)
-    return {
+    streams, on_cpu = setting.streams, setting.device == "cpu"
+    activations, logits = streams * _activations(config, setting), streams * _logits(config, setting)
+    # Gradients in the compute type come while activations go, so that only what exceeds their room counts. Side by side
+    # each micro-batch has gradients of its own until all are added up.
+    low = streams * total * size if streams > 1 else copies
+    parts = {
         "parameters": total * MASTER + copies,
-        "gradients": total * MASTER + copies,
+        "gradients": total * MASTER + (low if streams > 1 else max(0, low - activations - logits)),
         "optimizer": _optimizer_state(config, setting.optimizer),
         "activations": activations,
         "logits": logits,
         # The update runs when activations and logits are gone: only what it needs beyond their room counts.
-        "update": max(0, _update(config, setting) - activations - logits),
-        "program": PROGRAM,
+        "update": _large_update(config, setting) if on_cpu else max(0, _update(config, setting) - activations - logits),
+        "program": PROGRAM_CPU if on_cpu else PROGRAM,
     }
+    if on_cpu:
+        parts["gaps"] = int(HEAP_GAPS * _in_heap(config, setting, activations, logits))
+    return parts
+
+
+def _in_heap(config: ModelConfig, setting: Setting, activations: int, logits: int) -> int:
+    """Bytes of activations and logits in blocks that the heap keeps."""
+    small = activations if setting.tokens * config.dim * BYTES[setting.compute] <= HEAP_BLOCK else 0
+    chunk = min(setting.tokens, setting.loss_chunk) * config.vocab_size * MASTER
+    return small + (logits if max(chunk, config.vocab_size * config.dim * MASTER) <= HEAP_BLOCK else 0)
+
+
+def step_bytes(config: ModelConfig, setting: Setting) -> int:
+    """All parts of ``training_memory`` together."""
+    return sum(training_memory(config, setting).values())
 
 
 def _optimizer_state(config: ModelConfig, optimizer: Optimizer) -> int:
@@ -73,25 +114,39 @@ def _optimizer_state(config: ModelConfig, optimizer: Optimizer) -> int:
 
 
 def _update(config: ModelConfig, setting: Setting) -> int:
+    """The most that updating the matrices of one shape takes: see ``_update_blocks``."""
+    return max((sum(blocks) for blocks in _update_blocks(config, setting)), default=0)
+
+
+def _large_update(config: ModelConfig, setting: Setting) -> int:
+    """The same of blocks that the heap does not serve."""
+    return max((sum(b for b in blocks if b > HEAP_BLOCK) for blocks in _update_blocks(config, setting)), default=0)
+
+
+def _update_blocks(config: ModelConfig, setting: Setting) -> list[list[int]]:
     """Muon stacks all matrices of one shape: the float32 stack, four of its size in the compute type while x becomes
     a x + (b G + c G G) x, and three Gram matrices. AdamW is fused and needs nothing."""
     if setting.optimizer != "muon":
-        return 0
+        return []
     size = BYTES[setting.compute]
     stacks: dict[tuple[int, ...], int] = defaultdict(int)
     for name, parameter in parameters(config):
         if is_block_matrix(name, parameter):
             stacks[tuple(parameter.shape)] += 1
-    rooms = [0]
+    found = []
     for (*stack, rows, cols), number in stacks.items():
-        one, gram = rows * cols, min(rows, cols) ** 2
-        rooms.append(number * prod(stack) * (MASTER * one + size * (4 * one + 3 * gram)))
-    return max(rooms)
+        one, gram = number * prod(stack) * rows * cols, number * prod(stack) * min(rows, cols) ** 2
+        found.append([MASTER * one, *[size * one] * 4, *[size * gram] * 3])
+    return found
 
 
 def _activations(config: ModelConfig, setting: Setting) -> int:
     size, tokens = BYTES[setting.compute], setting.tokens
     layers = [_block_bytes(config, layer, size, setting.seq_len) for layer in range(config.n_layers)]
+    if setting.device == "cpu" and size == 2 and not config.attention_softcap:
+        layers = [layer + _block_attention(config, setting.seq_len) * size for layer in layers]
+    if setting.checkpointing == "blocks":  # inputs of all, and one block at a time with everything it keeps
+        layers = [max(layers), *[config.dim * size] * config.n_layers]
     # All blocks keep theirs; gradients of the widest one pass through while it goes backward. Then: the input of the last
     # norm, its output, the trained positions of it, and their gradient.
     kept = tokens * (sum(layers) + max(layers) // 2 + (4 * config.dim + _research_channels(config)) * size)
@@ -133,6 +188,14 @@ def _block_bytes(config: ModelConfig, layer: int, size: int, seq_len: int) -> in
     return per_token + routed + router + shared + (dim * size if moe.shared_gate else 0)
 
 
+def _block_attention(config: ModelConfig, seq_len: int) -> int:
+    """Channels per token that bf16 attention on a CPU keeps beside the fused kernel's: the scaled queries, and of rows up
+    to ``KEPT`` tokens the weights, of which each block has those up to its last query."""
+    block = block_rows(seq_len)
+    seen = sum(min(start + block, seq_len) for start in range(0, seq_len, block)) / -(-seq_len // block)  # on average
+    return config.n_heads * (config.head_dim + (int(seen) if seq_len <= KEPT else 0))
+
+
 def _mlp_channels(config: ModelConfig, width: int) -> int:
     """Gate, its activation, up, and their product; without a gate up and its activation (squared: one more)."""
     return width * (4 if config.gated else 3 if config.activation == "relu2" else 2)
@@ -141,7 +204,7 @@ def _mlp_channels(config: ModelConfig, width: int) -> int:
 def _logits(config: ModelConfig, setting: Setting) -> int:
     """One chunk of logits and its gradient, and the gradient of the head: summed in float32, a chunk's share beside it."""
     size = BYTES[setting.compute]
-    chunk = min(setting.tokens, CHUNK_TOKENS) * config.vocab_size * (4 + 2 * size)
+    chunk = min(setting.tokens, setting.loss_chunk or setting.tokens) * config.vocab_size * (4 + 2 * size)
     share = size if size == 4 else size + 4  # as the product gives it, and in float32
     return chunk + config.vocab_size * config.dim * (MASTER + share)
 
