@@ -55,6 +55,9 @@ CASES: dict[str, str] = {
     "train.micro_batch=4 train.batch_tokens=4096 train.compute=bf16 train.streams=1 optimizer.name=adamw optimizer.lr=0.001",
     "7M, held out": "model.dim=256 model.n_layers=8 model.n_heads=4 data.seq_len=256 train.batch_tokens=2048 "
     "train.compute=float32 train.streams=2",
+    # Known hard case: 64 rows at once do not fit 4 GB; this is what `sprout plan --device 4GB` makes of them on a CPU.
+    "20M in 4 GB": "model.dim=448 model.n_layers=7 model.n_heads=7 data.seq_len=512 train.micro_batch=16 "
+    "train.batch_tokens=32768 train.compute=bf16 train.streams=1 optimizer.name=adamw optimizer.lr=0.001",
 }  # fmt: skip
 
 

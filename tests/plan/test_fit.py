@@ -120,4 +120,4 @@ def test_the_known_hard_cases_fit_with_the_settings_named(parameters: float, gib
     assert found["settings"] is not None
     named = replace(asked, **{FIELDS[key]: value for key, value in found["settings"].items()})
     assert sum(training_memory(config, named).values()) <= room
-    assert named.rows * named.seq_len < asked.rows * asked.seq_len
+    assert named.rows < asked.rows and named.seq_len == 512  # fewer rows at once, not shorter ones

@@ -43,6 +43,30 @@ def test_a_batch_equals_its_matrices_one_by_one() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+def test_matrices_updated_a_few_at_a_time_end_where_all_at_once_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working room is bounded, the update is not another one: 5 matrices, 2 at a time."""
+
+    def trained() -> list[Tensor]:
+        weights = [torch.nn.Parameter(matrix(8, 6, seed)) for seed in range(5)]
+        optimizer = Muon(weights, lr=0.1)
+        for step in range(3):
+            for seed, weight in enumerate(weights):
+                weight.grad = matrix(8, 6, 10 * step + seed)
+            optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    together = trained()
+    monkeypatch.setattr("sproutlm.train.muon.STACK_ENTRIES", 2 * 8 * 6)
+    taken = []
+    whole = Muon._update
+    monkeypatch.setattr(
+        Muon, "_update", lambda self, params, group: (taken.append(len(params)), whole(self, params, group))
+    )
+    for one, other in zip(together, trained(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert taken == [2, 2, 1] * 3
+
+
 def test_bf16_iteration_is_near_the_float32_one() -> None:
     x = matrix(48, 32)
     low, full = orthogonalize(x[None], torch.bfloat16), orthogonalize(x[None], torch.float32)

@@ -16,7 +16,7 @@ from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
 from ..model.block_attention import KEPT, block_rows
 from ..train.loss import CHUNK_TOKENS
-from ..train.muon import variance_shape
+from ..train.muon import STACK_ENTRIES, variance_shape
 from ..train.optim import is_block_matrix, is_expert_bias
 from .count import parameters, used_share
 
@@ -135,6 +135,7 @@ def _update_blocks(config: ModelConfig, setting: Setting) -> list[list[int]]:
             stacks[tuple(parameter.shape)] += 1
     found = []
     for (*stack, rows, cols), number in stacks.items():
+        number = min(number, max(1, STACK_ENTRIES // (prod(stack) * rows * cols)))
         one, gram = number * prod(stack) * rows * cols, number * prod(stack) * min(rows, cols) ** 2
         found.append([MASTER * one, *[size * one] * 4, *[size * gram] * 3])
     return found

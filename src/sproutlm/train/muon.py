@@ -20,6 +20,10 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 
+# Entries of all matrices that are updated at once: about 0.4 GB of working room in bf16, 0.7 GB in float32. A model of 60 M
+# parameters still does it in one; one of 380 M would need 2.4 GB more for it.
+STACK_ENTRIES = 2**25
+
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Replace each matrix's singular values by about 1. (..., rows, cols) -> the same, float32."""
@@ -32,6 +36,11 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return (x.mT if tall else x).float()
+
+
+def stack_at_once(matrix: Tensor) -> int:
+    """Matrices of this shape that one update stacks: the working room stays bounded, however many layers there are."""
+    return max(1, STACK_ENTRIES // matrix.numel())
 
 
 def variance_shape(matrix: Tensor) -> tuple[int, ...]:
@@ -71,7 +80,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for params in by_shape.values():
-                self._update(params, group)
+                at_once = stack_at_once(params[0])
+                for start in range(0, len(params), at_once):
+                    self._update(params[start : start + at_once], group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
