@@ -243,6 +243,32 @@ def test_a_run_that_continues_gives_each_step_once_and_a_new_one_gets_a_new_id(
     assert library.starts[-1]["id"] != first["id"]
 
 
+def test_a_recording_offline_that_was_killed_is_set_aside_and_its_steps_are_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed process had written of its recording is not known: wandb 0.31 keeps up to all of it in memory."""
+
+    class Recording(Library):
+        def init(self, **given: Any) -> Any:
+            started = super().init(**given)
+            (tmp_path / "wandb" / f"offline-run-{len(self.starts)}-{given['id']}").mkdir(parents=True)
+            return started
+
+    library = Recording(online=False)
+    monkeypatch.setitem(sys.modules, "wandb", library)  # type: ignore[arg-type]
+    for after, last, killed in ((-1, 2, False), (2, 5, True), (3, 7, False)):
+        library.rows.clear()
+        trackers = make(["wandb"], about(tmp_path), lambda text: None)
+        trackers.rewind(after)
+        for row in ROWS[max(after, 0) : last]:
+            trackers.write(row)
+        if not killed:
+            trackers.close()
+    assert [step for step, _ in library.rows] == [3, 4, 5, 6, 7], "steps 1 and 2 were recorded to the end before"
+    names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "wandb").iterdir())
+    assert names == ["cut-off-offline-run-4", "offline-run-2", "offline-run-6"]
+
+
 def test_an_account_without_a_network_is_tried_once_and_a_mode_that_was_set_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .metrics import MetricsLog
+from .metrics import MetricsLog, read_metrics
 
 FAILURES_IN_A_ROW = 3  # after which a tracker is left alone
 START_SECONDS = 30  # that an account on the network may take to answer
@@ -119,11 +119,12 @@ def _short(error: Exception) -> str:
 
 
 class Place:
-    """A run's id with one tracker and the last step given to it, kept in ``trackers.json``."""
+    """Where a run stands with one tracker, kept in ``trackers.json``: its ``id`` there, the last ``step`` given to it, the
+    step that it had at its last proper end (``ended``), and the ``folder`` of a recording offline that has not ended."""
 
     def __init__(self, run: Path, tracker: str) -> None:
         self.path, self.tracker = run / "trackers.json", tracker
-        self.id, self.step = "", -1
+        self.id, self.step, self.ended, self.folder = "", -1, -1, ""
 
     def _all(self) -> dict[str, Any]:
         try:
@@ -135,18 +136,18 @@ class Place:
     def open(self, fresh: bool) -> bool:
         """Take up the id that is there, or, for a run that begins, a new one. Whether it was there."""
         known = self._all().get(self.tracker)
-        if fresh or not isinstance(known, dict) or not {"id", "step"} <= known.keys():
-            self.id, self.step = uuid.uuid4().hex[:12], -1
-            self.save(self.step)
+        if fresh or not isinstance(known, dict) or not {"id", "step", "ended", "folder"} <= known.keys():
+            self.id, self.step, self.ended, self.folder = uuid.uuid4().hex[:12], -1, -1, ""
+            self.save()
             return False
-        self.id, self.step = str(known["id"]), int(known["step"])
+        self.id, self.folder = str(known["id"]), str(known["folder"])
+        self.step, self.ended = int(known["step"]), int(known["ended"])
         return True
 
-    def save(self, step: int) -> None:
-        self.step = max(step, self.step)
+    def save(self) -> None:
         temporary = self.path.with_name(f".{self.path.name}.{self.tracker}.tmp")
-        text = json.dumps({**self._all(), self.tracker: {"id": self.id, "step": self.step}}, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        here = {"id": self.id, "step": self.step, "ended": self.ended, "folder": self.folder}
+        temporary.write_text(json.dumps({**self._all(), self.tracker: here}, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.path)
 
 
@@ -165,7 +166,7 @@ class TensorBoard:
             raise ImportError(f"its library is not installed ({INSTALL})") from error
 
         # A reader drops the events of earlier files from this step on: nothing is drawn twice.
-        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1, flush_secs=30)
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         step = row["step"]
@@ -175,9 +176,10 @@ class TensorBoard:
             # Four spaces in front: shown as it is, and not as Markdown or HTML.
             text = "\n".join(f"    {line}" for line in row["sample"].splitlines())
             self._writer.add_text(f"sample/{count}", text, step)
-            return
-        for key, value in numbers(row).items():
-            self._writer.add_scalar(key, value, step)
+        else:
+            for key, value in numbers(row).items():
+                self._writer.add_scalar(key, value, step)
+        self._writer.flush()  # a run that is killed keeps what it had shown
 
     def close(self) -> None:
         if self._writer is not None:
@@ -197,17 +199,44 @@ class Online:
     def rewind(self, step: int) -> None:
         library = self._import()
         continued = self.place.open(fresh=step < 0)
-        if os.environ.get(self.variable):  # the person has said how
+        cut_off = continued and self.place.folder != ""
+        if cut_off:
+            self._set_aside()
+        folders = self._folders()
+        mode = os.environ.get(self.variable)
+        if mode:  # the person has said how
             self._run = self._start(library, None, continued)
-            return
-        try:
-            self._run = self._start(library, "online", continued)
-        except Exception as error:
-            self.say(
-                f"{self.name}: no account or no network ({_short(error)}); the run goes on and is recorded in "
-                f"{self.about.run / self.name}; to send it later: {self.sync}"
-            )
-            self._run = self._start(library, "offline", continued)
+        else:
+            mode = "online"
+            try:
+                self._run = self._start(library, mode, continued)
+            except Exception as error:
+                self.say(
+                    f"{self.name}: no account or no network ({_short(error)}); the run goes on and is recorded in "
+                    f"{self.about.run / self.name}; to send it later: {self.sync}"
+                )
+                mode = "offline"
+                folders = self._folders()
+                self._run = self._start(library, mode, continued)
+        new = self._folders() - folders
+        self.place.folder = max(new) if new and mode != "online" else ""
+        self.place.save()
+        if cut_off:
+            for row in read_metrics(self.about.run / "metrics.jsonl"):
+                if row["step"] <= step:
+                    self.write(row)
+
+    def _folders(self) -> set[str]:
+        """Names of the folders that the tracker made for this run's id."""
+        return {path.name for path in (self.about.run / self.name).glob(f"*{self.place.id}*") if path.is_dir()}
+
+    def _set_aside(self) -> None:
+        """A recording offline that was killed holds an unknown part of its steps: it is renamed, so that nothing is sent
+        twice, and its steps are given again from metrics.jsonl."""
+        folder = self.about.run / self.name / self.place.folder
+        with suppress(OSError):
+            folder.rename(folder.with_name(f"cut-off-{folder.name}"))
+        self.place.step = self.place.ended
 
     def write(self, row: dict[str, Any]) -> None:
         step = row["step"]
@@ -220,7 +249,8 @@ class Online:
             self._sample_step = step
             figures = {f"sample/{self._sample_number}": self._text(row["sample"])}
         self._log(figures, step)
-        self.place.save(step)
+        self.place.step = step
+        self.place.save()
 
     _step, _sample_step, _sample_number = -1, -1, 0
 
@@ -262,6 +292,8 @@ class Online:
             )
         if errors:
             raise errors[0]
+        self.place.ended, self.place.folder = self.place.step, ""
+        self.place.save()
 
     def _finish(self) -> None:
         self._run.finish()
