@@ -159,6 +159,17 @@ def test_a_run_that_goes_on_from_another_may_start_low_and_stay(run: Path, findi
     assert "loss against chance" not in [f.check for f in examined.findings]
 
 
+@pytest.mark.parametrize(("share", "status"), [(0.002, "warn"), (0.4, "ok")])
+def test_where_the_start_is_gone_the_runs_own_share_of_changed_weights_counts(
+    share: float, status: str, run: Path, finding: Any, recipe: Any
+) -> None:
+    """pitfall 29"""
+    (run / "recipe.yaml").write_text(dump_recipe(recipe.model_copy(update={"init_from": str(run / "nowhere")})))
+    rewrite(run / "metrics.jsonl", lambda rows: logged(rows)[-1].update(changed_share=share))
+    found = finding(examine_run(run)[0], "change")
+    assert (found.status, found.pitfall) == (status, 29)
+
+
 def test_a_change_on_resume_that_was_recorded_is_no_fault(run: Path, finding: Any) -> None:
     """pitfall 30: rates from before the change belong to the recipe of then."""
     rewrite(run / "metrics.jsonl", lambda rows: logged(rows)[0].update(lr_multiplier=0.1, lr=0.9))

@@ -124,6 +124,14 @@ def test_a_run_may_be_moved_and_made_faster(finished: Path, sprout: Callable, mo
     assert "continuing from step 4 of 5" in ran.out
 
 
+def test_a_run_may_get_another_tracker_while_it_goes_on(finished: Path, train: Train) -> None:
+    """Who looks on changes nothing: no --change is asked for, and the run's earlier checkpoints still fit."""
+    pytest.importorskip("tensorboard", reason="needs sproutlm[track]")
+    ran = train("train.trackers=[tensorboard]", "train.tracker_name=mine", "--change", "train.steps=5")
+    assert ran.code == 0, ran.err
+    assert "continuing from step 4 of 5" in ran.out and list((finished / "run" / "tensorboard").iterdir())
+
+
 def test_a_checkpoint_of_an_earlier_version_knows_no_newer_settings(finished: Path) -> None:
     """A field that this version added has its default there; another value is still a change."""
     identity = json.loads((finished / "run/checkpoints/step-00000004/trainer.json").read_text())["identity"]

@@ -186,7 +186,13 @@ def one_tokenizer(found: Examination, run: Path, checkpoint: Path | None) -> Non
 def change_from_start(found: Examination, run: Path, recipe: Recipe) -> None:
     """pitfall 29: a stage whose updates were lost leaves the weights where they were."""
     start = recipe.init_from
-    if start in (None, "random") or not Path(str(start)).exists():
+    if start in (None, "random"):
+        return
+    if not Path(str(start)).exists():  # then what the run itself saw of it counts
+        rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+        shares = [row["changed_share"] for row in rows if isinstance(row.get("changed_share"), int | float)]
+        if shares:
+            judge_change(found, shares[-1], str(start))
         return
     from ..export.load import load
     from ..pipeline.train import changed_share
@@ -199,6 +205,10 @@ def change_from_start(found: Examination, run: Path, recipe: Recipe) -> None:
     read, changed = found.attempt("change", cure, None, lambda: changed_share(load(run)[0], Path(str(start))))
     if not read:
         return
+    judge_change(found, changed, str(start))
+
+
+def judge_change(found: Examination, changed: float, start: str) -> None:
     what = f"{changed:.1%} of the weights differ from {start} (as bf16)"
     if changed < CHANGED_LEAST:
         found.warn("change", what, "raise optimizer.lr or train longer: saved as bf16, this stage is lost", 29)
