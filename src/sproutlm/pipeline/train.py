@@ -21,6 +21,7 @@ from ..errors import CheckpointError, RecipeError, SproutError
 from ..model import Transformer
 from ..model.init import resize_vocab
 from ..objectives.next_token import next_token
+from ..train.allocator import keep_freed_memory
 from ..train.checkpoint import Checkpointer, write_atomic
 from ..train.metrics import plot_losses, read_metrics
 from ..train.precision import choose_compute
@@ -227,6 +228,8 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
     with run_lock(run):
         refuse_too_large(recipe, device)
         prepared = prepare(recipe, run, say)
+        if device.type == "cpu":
+            keep_freed_memory()
         checkpointer = Checkpointer(run / "checkpoints", recipe.train.keep_last, say)
         model, config = build_model(recipe, prepared.tokenizer.vocab_size, say, prepared.tokenizer)
         loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
