@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..model import Transformer
 from ..objectives.next_token import next_token
 from ..plan import Setting, count, training_memory
-from ..plan.memory import CHUNK_TOKENS, Compute, Device
+from ..plan.memory import Compute, Device
 from ..train.metrics import format_seconds
 from ..train.precision import MasterWeights, choose_compute
 from ..train.streams import Streams
@@ -80,7 +80,7 @@ def setting_of(recipe: Recipe, compute: Compute, device: Device = "card", config
         device,
         max(1, min(streams, step_rows // rows)),
         getattr(recipe.train, "checkpointing", "none"),
-        getattr(recipe.train, "loss_chunk", None) or CHUNK_TOKENS,
+        getattr(recipe.train, "loss_chunk", None) or 0,
         recipe.train.batch_tokens,
     )
 

@@ -82,7 +82,9 @@ LEVERS: tuple[Lever, ...] = (
         "loss_chunk",
         EFFECTS[0],
         lambda s: (
-            [s.loss_chunk, SHORTEST_CHUNK] if s.has("loss_chunk") and s.loss_chunk > SHORTEST_CHUNK else [s.loss_chunk]
+            [s.loss_chunk, SHORTEST_CHUNK]
+            if s.has("loss_chunk") and (not s.loss_chunk or s.loss_chunk > SHORTEST_CHUNK)
+            else [s.loss_chunk]
         ),
         _no_time,
         "logits of fewer tokens at once",

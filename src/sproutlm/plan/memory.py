@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+import torch
+
 from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
 from ..model.block_attention import KEPT, block_rows
-from ..train.loss import CHUNK_TOKENS
+from ..train.loss import VOCAB_BLOCK, chunk_tokens
 from ..train.muon import STACK_ENTRIES, variance_shape
 from ..train.optim import is_block_matrix, is_expert_bias
 from .count import parameters, used_share
@@ -50,7 +52,7 @@ class Setting:
     device: Device = "card"
     streams: int = 1  # micro-batches side by side, each of ``rows``: a CPU's
     checkpointing: str = "none"  # "blocks": a block keeps its input alone and is computed again
-    loss_chunk: int = CHUNK_TOKENS  # tokens whose logits exist at once
+    loss_chunk: int = 0  # tokens whose logits exist at once; 0 = as the loss chooses
     step_tokens: int = 0  # of a whole optimizer step; 0 = not known
 
     @staticmethod
@@ -91,7 +93,7 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
 def _in_heap(config: ModelConfig, setting: Setting, activations: int, logits: int) -> int:
     """Bytes of activations and logits in blocks that the heap keeps."""
     small = activations if setting.tokens * config.dim * BYTES[setting.compute] <= HEAP_BLOCK else 0
-    chunk = min(setting.tokens, setting.loss_chunk) * config.vocab_size * MASTER
+    chunk = _chunk(config, setting) * config.vocab_size * BYTES[setting.compute]
     return small + (logits if max(chunk, config.vocab_size * config.dim * MASTER) <= HEAP_BLOCK else 0)
 
 
@@ -202,12 +204,22 @@ def _mlp_channels(config: ModelConfig, width: int) -> int:
     return width * (4 if config.gated else 3 if config.activation == "relu2" else 2)
 
 
+def _chunk(config: ModelConfig, setting: Setting) -> int:
+    """Tokens whose logits exist at once."""
+    dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[setting.compute]
+    return min(setting.tokens, setting.loss_chunk or chunk_tokens(config.vocab_size, dtype))
+
+
 def _logits(config: ModelConfig, setting: Setting) -> int:
-    """One chunk of logits and its gradient, and the gradient of the head: summed in float32, a chunk's share beside it."""
-    size = BYTES[setting.compute]
-    chunk = min(setting.tokens, setting.loss_chunk or setting.tokens) * config.vocab_size * (4 + 2 * size)
-    share = size if size == 4 else size + 4  # as the product gives it, and in float32
-    return chunk + config.vocab_size * config.dim * (MASTER + share)
+    """One chunk of logits, which become their gradient in place, and the gradient of the head: summed in float32 where there
+    are several chunks, a block's share and the rounded whole beside it. A card takes a chunk's float32 values at once: with
+    the exponentials, twice; a CPU a few rows of them, which the processor's cache holds."""
+    size, chunk = BYTES[setting.compute], _chunk(config, setting)
+    rounds = 0 if setting.device == "cpu" else (2 if size < MASTER else 1) * MASTER
+    several = setting.tokens > chunk
+    head = (MASTER if several else size) + (size if several and size < MASTER else 0)
+    block = min(config.vocab_size, VOCAB_BLOCK) * config.dim * size
+    return chunk * config.vocab_size * (size + rounds) + config.vocab_size * config.dim * head + block
 
 
 def kv_bytes_per_token(config: ModelConfig, compute: Compute) -> int:
