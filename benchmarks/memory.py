@@ -50,11 +50,15 @@ CASES: dict[str, str] = {
     "124M": "model.preset=gpt2 model.vocab_size=50257 data.seq_len=128 "
     "train.micro_batch=4 train.batch_tokens=1024 train.compute=bf16 train.streams=1 optimizer.name=adamw "
     "optimizer.lr=0.001",
-    # Measured after HEAP_GAPS was chosen on the five above: the estimate had not seen them.
+    "7M": "model.dim=256 model.n_layers=8 model.n_heads=4 data.seq_len=256 train.batch_tokens=2048 "
+    "train.compute=float32 train.streams=2",
+    # Measured after HEAP_GAPS was chosen on the six above: the estimate had not seen them.
     "15M, held out": "model.dim=384 model.n_layers=8 model.n_heads=6 model.n_kv_heads=2 data.seq_len=512 "
     "train.micro_batch=4 train.batch_tokens=4096 train.compute=bf16 train.streams=1 optimizer.name=adamw optimizer.lr=0.001",
-    "7M, held out": "model.dim=256 model.n_layers=8 model.n_heads=4 data.seq_len=256 train.batch_tokens=2048 "
-    "train.compute=float32 train.streams=2",
+    "13M, held out": "model.dim=384 model.n_layers=6 model.n_heads=6 data.seq_len=256 train.batch_tokens=2048 "
+    "train.compute=float32 train.streams=2 optimizer.name=adamw optimizer.lr=0.001",
+    "33M, held out": "model.dim=576 model.n_layers=8 model.n_heads=9 model.n_kv_heads=3 data.seq_len=512 "
+    "train.micro_batch=2 train.batch_tokens=2048 train.compute=float32 train.streams=1",
     # Known hard case: 64 rows at once do not fit 4 GB; this is what `sprout plan --device 4GB` makes of them on a CPU.
     "20M in 4 GB": "model.dim=448 model.n_layers=7 model.n_heads=7 data.seq_len=512 train.micro_batch=16 "
     "train.batch_tokens=32768 train.compute=bf16 train.streams=1 optimizer.name=adamw optimizer.lr=0.001",

@@ -65,6 +65,7 @@ class FullRows:
 def run(order: dict[str, Any]) -> dict[str, Any]:
     """In the child: make the steps, measure the second."""
     from ..model import Transformer
+    from ..train.allocator import keep_freed_memory
     from ..train.checkpoint import Checkpointer
     from ..train.metrics import MetricsLog
     from ..train.trainer import Trainer
@@ -72,6 +73,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
 
     recipe, config = Recipe.model_validate(order["recipe"]), ModelConfig.model_validate(order["config"])
     device, seq_len = choose_device(recipe.train.device), recipe.data.seq_len
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     whole = recipe.train.batch_tokens // seq_len
     rows = min(whole, 2 * order["rows"] * order["streams"])
     with tempfile.TemporaryDirectory(prefix="sprout-probe-") as place:

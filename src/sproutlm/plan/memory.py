@@ -31,12 +31,12 @@ MASTER = 4  # bytes of a float32 master weight, gradient or state
 PROGRAM = 350 * 2**20
 # The same to the end of a run on a CPU, when the plot's library is there, too: measured with a model of next to nothing.
 PROGRAM_CPU = 390 * 2**20
-# glibc serves blocks of up to 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX, mallopt(3)) from its heap and keeps them there. A next
-# step fills the freed places only in part: HEAP_GAPS is the share of such blocks that lies idle beside them at the peak of a
-# run on a CPU, as benchmarks/memory.py measured it (docs/results/memory.md). Larger blocks are given back at once, and find
-# no room in the heap.
-HEAP_BLOCK = 32 * 2**20
-HEAP_GAPS = 0.28
+# A run on a CPU keeps what it frees in the C library's heap (train/allocator.py), and what comes next fills the freed places
+# only in part: the share of activations and logits that lies idle beside them at the peak, as benchmarks/memory.py measured it
+# (docs/results/memory.md). Blocks above LARGE_BLOCK find no freed place that is large enough.
+HEAP_GAPS: dict[Compute, float] = {"bf16": 0.2, "float32": 0.84}
+HEAP_GAPS_SIDE_BY_SIDE: dict[Compute, float] = {"bf16": 0.2, "float32": 0.4}  # whose peaks do not fall together
+LARGE_BLOCK = 32 * 2**20
 Device = Literal["card", "cpu"]
 
 
@@ -86,15 +86,9 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
         "program": PROGRAM_CPU if on_cpu else PROGRAM,
     }
     if on_cpu:
-        parts["gaps"] = int(HEAP_GAPS * _in_heap(config, setting, activations, logits))
+        share = (HEAP_GAPS if streams == 1 else HEAP_GAPS_SIDE_BY_SIDE)[setting.compute]
+        parts["gaps"] = int(share * (activations + logits))
     return parts
-
-
-def _in_heap(config: ModelConfig, setting: Setting, activations: int, logits: int) -> int:
-    """Bytes of activations and logits in blocks that the heap keeps."""
-    small = activations if setting.tokens * config.dim * BYTES[setting.compute] <= HEAP_BLOCK else 0
-    chunk = _chunk(config, setting) * config.vocab_size * BYTES[setting.compute]
-    return small + (logits if max(chunk, config.vocab_size * config.dim * MASTER) <= HEAP_BLOCK else 0)
 
 
 def step_bytes(config: ModelConfig, setting: Setting) -> int:
@@ -121,8 +115,8 @@ def _update(config: ModelConfig, setting: Setting) -> int:
 
 
 def _large_update(config: ModelConfig, setting: Setting) -> int:
-    """The same of blocks that the heap does not serve."""
-    return max((sum(b for b in blocks if b > HEAP_BLOCK) for blocks in _update_blocks(config, setting)), default=0)
+    """The same of blocks that find no room in the heap."""
+    return max((sum(b for b in blocks if b > LARGE_BLOCK) for blocks in _update_blocks(config, setting)), default=0)
 
 
 def _update_blocks(config: ModelConfig, setting: Setting) -> list[list[int]]:
