@@ -34,8 +34,12 @@ PROGRAM_CPU = 390 * 2**20
 # A run on a CPU keeps what it frees in the C library's heap (train/allocator.py), and what comes next fills the freed places
 # only in part: the share of activations and logits that lies idle beside them at the peak, as benchmarks/memory.py measured it
 # (docs/results/memory.md). Blocks above LARGE_BLOCK find no freed place that is large enough.
-HEAP_GAPS: dict[Compute, float] = {"bf16": 0.2, "float32": 0.84}
-HEAP_GAPS_SIDE_BY_SIDE: dict[Compute, float] = {"bf16": 0.2, "float32": 0.4}  # whose peaks do not fall together
+# By how a step is made: of one micro-batch, of several in turn (whose gradients lie among the freed places), side by side.
+HEAP_GAPS: dict[str, dict[Compute, float]] = {
+    "one": {"bf16": 0.2, "float32": 0.84},
+    "several": {"bf16": 0.5, "float32": 0.84},
+    "side by side": {"bf16": 0.2, "float32": 0.4},  # their peaks do not fall together
+}
 LARGE_BLOCK = 32 * 2**20
 Device = Literal["card", "cpu"]
 
@@ -86,8 +90,8 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
         "program": PROGRAM_CPU if on_cpu else PROGRAM,
     }
     if on_cpu:
-        share = (HEAP_GAPS if streams == 1 else HEAP_GAPS_SIDE_BY_SIDE)[setting.compute]
-        parts["gaps"] = int(share * (activations + logits))
+        how = "side by side" if streams > 1 else "several" if setting.step_tokens > setting.tokens else "one"
+        parts["gaps"] = int(HEAP_GAPS[how][setting.compute] * (activations + logits))
     return parts
 
 
