@@ -2,11 +2,13 @@
 
     python benchmarks/model.py [--cases gpt2,llama,qwen3,moe] [--rounds 5] [--threads 2] [--device cpu|cuda] --json OUT
 
-Both models hold the same random weights in the same type and read the same tokens. Forward gives logits for every token
-without gradients; forward + backward goes from the tokens to the gradient of every weight: ours through its loss,
-transformers' through its own (``labels=``). transformers is tried with both of its attention back-ends (sdpa, eager) and
-the faster is taken, in each row for itself. Readings take turns, in an order that turns round every time; figures are
-medians, and the ratio is the median of the pairs' ratios. ``difference`` is the largest one between the two's logits.
+Both models hold the same random weights in the same type and read the same tokens, each in a process of its own, as its
+users run it: ours keeps freed memory (``train/allocator.py``), as ``sprout train`` does. Forward gives logits for every
+token without gradients; forward + backward goes from the tokens to the gradient of every weight: ours through its loss,
+transformers' through its own (``labels=``). transformers is tried with both of its attention back-ends (sdpa, eager), of
+a mixture of experts with each of its ways to multiply, and the fastest is taken, in each row for itself. The processes
+take turns, in an order that turns round every time; figures are medians, and the ratio is the median of the pairs'
+ratios. ``difference`` is the largest one between the two's logits, beside the largest logit.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -29,6 +33,7 @@ from torch import Tensor
 from sproutlm.config.model import ModelConfig
 from sproutlm.families import for_family
 from sproutlm.model import Transformer
+from sproutlm.train.allocator import keep_freed_memory
 from sproutlm.train.loss import cross_entropy_sum
 
 CASES: dict[str, dict[str, Any]] = {
@@ -111,71 +116,129 @@ def their_step(model: Any, tokens: Tensor, backward: bool) -> float:
     return float(loss.detach())
 
 
-def seconds(step: Callable[[], float], args: argparse.Namespace) -> float:
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    begin = clock()
-    step()
-    if args.device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - begin
-
-
-def variants(theirs: Any, moe: bool) -> list[tuple[str, Callable[[], None]]]:
-    """Their ways to compute the same: name, and what switches it on."""
-    ways = [("sdpa", partial(theirs.set_attn_implementation, "sdpa"))]
-    ways.append(("eager", partial(theirs.set_attn_implementation, "eager")))
+def variants(theirs: Any, moe: bool) -> dict[str, Callable[[], None]]:
+    """Their ways to compute the same: name, and what switches it on. ``batched_mm`` is left out: it copies the expert
+    weights once per token, 12 GB here."""
     if moe and hasattr(theirs, "set_experts_implementation"):
         theirs.set_attn_implementation("sdpa")
-        return [(way, partial(theirs.set_experts_implementation, way)) for way in ("eager", "batched_mm", "grouped_mm")]
-    return ways
+        return {way: partial(theirs.set_experts_implementation, way) for way in ("eager", "grouped_mm")}
+    return {way: partial(theirs.set_attn_implementation, way) for way in ("sdpa", "eager")}
+
+
+def serve(who: str, name: str, args: argparse.Namespace) -> None:
+    """A process that holds one of the two models and does what each line of its input asks for."""
+    torch.set_num_threads(args.threads)
+    if who == "ours":
+        keep_freed_memory()
+    case, kind = CASES[name], DTYPES[args.dtypes]
+    ours, theirs = pair(case, kind, args.device)
+    rows, seq = case["rows"] * args.scale, case["seq"]
+    tokens = torch.randint(case["vocab_size"], (rows, seq), generator=torch.Generator().manual_seed(2)).to(args.device)
+    targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
+    with torch.no_grad():
+        first, second = ours(tokens[:1, :64]).float(), theirs(tokens[:1, :64]).logits.float()
+    ways = {} if who == "ours" else variants(theirs, name == "moe")
+    about = {
+        "parameters": sum(p.numel() for p in ours.parameters()), "ways": list(ways),
+        "difference": float((first - second).abs().max()), "largest_logit": float(second.abs().max()),
+    }  # fmt: skip
+    if who == "ours":
+        theirs = None
+    else:
+        ours = None
+    print(json.dumps(about), flush=True)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    for line in sys.stdin:
+        mode, _, way = line.strip().partition(" ")
+        backward = mode == "forward+backward"
+        try:
+            if way:
+                ways[way]()
+            begin = clock()
+            our_step(ours, tokens, targets, backward) if who == "ours" else their_step(theirs, tokens, backward)
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            print(json.dumps({"seconds": clock() - begin, "peak_bytes": peak_bytes(args.device)}), flush=True)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            print(json.dumps({"error": str(error).splitlines()[0][:200]}), flush=True)
+
+
+def peak_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Contestant:
+    """The other end of ``serve``."""
+
+    def __init__(self, who: str, name: str, dtype: str, args: argparse.Namespace) -> None:
+        settings = ["--dtypes", dtype, "--threads", args.threads, "--device", args.device]
+        settings += ["--clock", args.clock, "--scale", args.scale]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", who, "--cases", name, *map(str, settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.about = self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process ended early: run its line by hand: {' '.join(map(str, self.process.args))}")  # type: ignore[union-attr]
+        return json.loads(line)
+
+    def ask(self, mode: str, way: str = "") -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{mode} {way}\n")
+        self.process.stdin.flush()
+        found = self.answer()
+        time.sleep(0.3)  # the threads of a parallel region spin a moment before they sleep
+        return found
+
+    def end(self) -> None:
+        self.process.communicate()
 
 
 def compare(name: str, dtype: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    case, kind = CASES[name], DTYPES[dtype]
-    rows, seq = case["rows"] * args.scale, case["seq"]
-    ours, theirs = pair(case, kind, args.device)
-    generator = torch.Generator().manual_seed(2)
-    tokens = torch.randint(case["vocab_size"], (rows, seq), generator=generator).to(args.device)
-    targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
-    with torch.no_grad():
-        difference = float((ours(tokens[:1, :64]) - theirs(tokens[:1, :64]).logits).abs().max())
-    ways = variants(theirs, name == "moe")
-    found = []
+    case = CASES[name]
+    ours, theirs = Contestant("ours", name, dtype, args), Contestant("theirs", name, dtype, args)
+    tokens, found = case["rows"] * args.scale * case["seq"], []
     for mode in MODES:
-        backward = mode == "forward+backward"
-        mine = partial(our_step, ours, tokens, targets, backward)
-        other = partial(their_step, theirs, tokens, backward)
         first: dict[str, float] = {}
-        for way, switch in ways:  # the faster of two readings decides which of their ways is the reference
-            try:
-                switch()
-                seconds(other, args)
-                first[way] = min(seconds(other, args) for _ in range(2))
-            except (RuntimeError, ValueError, NotImplementedError) as error:
-                print(f"  transformers {way}: {str(error).splitlines()[0][:100]}", flush=True)
+        for way in theirs.about["ways"]:  # the fastest of their ways is the reference, found in two readings each
+            answers = [theirs.ask(mode, way) for _ in range(3)][1:]
+            if "error" in answers[0]:
+                print(f"  transformers {way}: {answers[0]['error']}", flush=True)
+                continue
+            first[way] = min(answer["seconds"] for answer in answers)
         best = min(first, key=first.__getitem__)
-        dict(ways)[best]()
-        seconds(mine, args), seconds(other, args)
+        theirs.ask(mode, best)
+        ours.ask(mode), ours.ask(mode)
         times: dict[str, list[float]] = {"ours": [], "theirs": []}
         for turn in range(args.rounds):
-            order = [("ours", mine), ("theirs", other)]
-            for who, step in order if turn % 2 == 0 else order[::-1]:
-                times[who].append(seconds(step, args))
+            order = [("ours", ours), ("theirs", theirs)]
+            for who, contestant in order if turn % 2 == 0 else order[::-1]:
+                answer = contestant.ask(mode)
+                times[who].append(answer["seconds"])
         row = {
-            "case": case["what"], "dtype": dtype, "mode": mode, "rows": rows, "seq": seq,
-            "parameters": sum(p.numel() for p in ours.parameters()),
-            "ours_tokens_per_second": rows * seq / statistics.median(times["ours"]),
-            "transformers_tokens_per_second": rows * seq / statistics.median(times["theirs"]),
+            "case": case["what"], "dtype": dtype, "mode": mode, "rows": case["rows"] * args.scale, "seq": case["seq"],
+            "parameters": ours.about["parameters"],
+            "ours_tokens_per_second": round(tokens / statistics.median(times["ours"]), 1),
+            "transformers_tokens_per_second": round(tokens / statistics.median(times["theirs"]), 1),
             "transformers_way": best,
-            "ratio": statistics.median(t / o for o, t in zip(times["ours"], times["theirs"], strict=True)),
-            "difference": difference,
+            "ratio": round(statistics.median(t / o for o, t in zip(times["ours"], times["theirs"], strict=True)), 3),
+            "ours_peak_bytes": ours.ask(mode)["peak_bytes"], "transformers_peak_bytes": theirs.ask(mode)["peak_bytes"],
+            "difference": ours.about["difference"], "largest_logit": ours.about["largest_logit"],
         }  # fmt: skip
         found.append(row)
         print(
             f"{row['case']:34} {dtype:8} {mode:17} ours {row['ours_tokens_per_second']:8.0f} tok/s   transformers "
-            f"({best}) {row['transformers_tokens_per_second']:8.0f}   {row['ratio']:.2f}x   logits {difference:.1e}",
+            f"({best}) {row['transformers_tokens_per_second']:8.0f}   {row['ratio']:.2f}x   "
+            f"logits {row['difference']:.1e} of {row['largest_logit']:.1f}",
             flush=True,
         )
+    ours.end(), theirs.end()
     return found
 
 
@@ -194,11 +257,13 @@ def main() -> None:
     )
     parser.add_argument("--scale", type=int, default=1, help="times the rows; a GPU wants more of them")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.serve:
+        serve(args.serve, args.cases, args)
+        return
     import transformers
 
-    transformers.logging.set_verbosity_error()
     rows = [
         row for case in args.cases.split(",") for dtype in args.dtypes.split(",") for row in compare(case, dtype, args)
     ]
@@ -206,7 +271,7 @@ def main() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         device = torch.cuda.get_device_name() if args.device == "cuda" else processor()
         about = {
-            "command": "python benchmarks/model.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k != "json"),
+            "command": "python benchmarks/model.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k not in ("json", "serve")),
             "commit": commit, "date": str(date.today()), "device": device, "threads": args.threads,
             "torch": torch.__version__, "transformers": transformers.__version__, "rows": rows,
         }  # fmt: skip

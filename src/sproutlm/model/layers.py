@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -62,19 +60,6 @@ def norm_of(config: ModelConfig) -> nn.Module:
     return RMSNorm(config.dim, config.norm_eps, config.norm_offset)
 
 
-def relu2(x: Tensor) -> Tensor:
-    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu2": relu2,
-}
-
-
 class MLP(nn.Module):
     """``down(act(up(x)))``, or with a gate ``down(act(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202).
 
@@ -87,12 +72,12 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.dim, width, bias=bias) if config.gated else None
         self.up_proj = Linear(config.dim, width, bias=bias)
         self.down_proj = Linear(width, config.dim, bias=bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(self.up_proj.activated(x, self.activation))
+        return self.down_proj(self.gate_proj.activated(x, self.activation) * self.up_proj(x))
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.model import ModelConfig, MoEConfig
-from .layers import ACTIVATIONS, MLP
-from .products import linear, mkl_is_slow
+from .layers import MLP
+from .products import ACTIVATIONS, linear, mkl_is_slow
 
 
 @dataclass

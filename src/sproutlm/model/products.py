@@ -11,13 +11,28 @@ on the same machine goes on bit for bit.
 from __future__ import annotations
 
 import platform
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": relu2,
+}
+FUSED = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}  # oneDNN's name and kind
 
 # Multiplications below which oneDNN's fixed cost, about 12 microseconds a call, is more than it saves (measured).
 WORTH_IT = 2**21
@@ -43,6 +58,18 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """``activation(self(x))``; without gradients, where oneDNN can, in the same pass over the result."""
+        fused = FUSED.get(activation)
+        if (
+            fused is None
+            or torch.is_grad_enabled()
+            or not (_by_onednn(x, self.weight) or _bf16_by_onednn(x, self.weight))
+        ):
+            return ACTIVATIONS[activation](self(x))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, fused[0], [], fused[1])
+        return out
+
 
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
@@ -67,6 +94,19 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """oneDNN's float32 linear layer, through the operator that torch's own compiler calls; it reads transposed matrices."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+def _bf16_by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """torch's own choice for bf16 on a CPU that has instructions for it, here asked for by name."""
+    return (
+        x.dtype == torch.bfloat16
+        and weight.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and (x.numel() // x.shape[-1]) * weight.numel() >= WORTH_IT
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def _by_onednn(x: Tensor, other: Tensor) -> bool:
