@@ -27,6 +27,9 @@ PAIRS = [
     ("docs/own-data.md", "docs/own-data.zh.md"),
     ("docs/download.md", "docs/download.zh.md"),
     ("docs/models.md", "docs/models.zh.md"),
+    ("docs/train-faster.md", "docs/train-faster.zh.md"),
+    ("docs/does-not-fit.md", "docs/does-not-fit.zh.md"),
+    ("docs/healthy-run.md", "docs/healthy-run.zh.md"),
 ]
 PAGES = [page for pair in PAIRS for page in pair]
 ALL_PAGES = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
@@ -173,6 +176,23 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
     assert not missing, f"{page}: {missing}"
 
 
+def anchors(page: Path) -> set[str]:
+    """What links into a page may name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_link_into_a_page_names_a_heading_there(page: str) -> None:
+    parts = [link.partition("#") for link in links(page) if "#" in link and not re.match(r"[a-z]+:", link)]
+    missing = [
+        f"{file}#{anchor}"
+        for file, _, anchor in parts
+        if anchor not in anchors((ROOT / page).parent / file if file else ROOT / page)
+    ]
+    assert not missing, f"{page}: {missing}"
+
+
 def test_a_promise_names_tests_that_are_there() -> None:
     for page in PAIRS[0]:
         named = {link for link in links(page) if link.startswith("tests/")}
@@ -200,7 +220,7 @@ def test_both_languages_are_equally_complete(english: str, chinese: str) -> None
     def outline(page: str) -> tuple[list[int], int, list[str]]:
         text = read(page)
         headings = [len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"(?ms)^```.*?^```$", "", text), re.MULTILINE)]
-        targets = sorted({link.replace(".zh.md", ".md") for link in links(page)})
+        targets = sorted({link.replace(".zh.md", ".md").partition("#")[0] for link in links(page)})
         return headings, len(re.findall(r"^\|", text, re.MULTILINE)), targets
 
     assert outline(english) == outline(chinese)

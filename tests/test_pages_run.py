@@ -1,4 +1,4 @@
-"""The pages on data and models of one's own are true: every command on them is run, in order, on files of those names.
+"""The pages on data and models of one's own, and on training, are true: every command on them is run, in order, on files of those names.
 
 The files are small stand-ins, so that their epochs are short; the quickstart alone, whose steps are fixed, gets settings
 appended that cut it down. A page that names a wrong file, option, verb or order fails here.
@@ -80,7 +80,10 @@ def shortened(arguments: list[str]) -> list[str]:
     return [*arguments, *QUICK] if arguments[0] == "quickstart" and "--dry-run" not in arguments else arguments
 
 
-@pytest.mark.parametrize("page", ["docs/own-data.md", "docs/models.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["docs/own-data.md", "docs/models.md", "docs/train-faster.md", "docs/does-not-fit.md", "docs/healthy-run.md"],
+)
 def test_every_command_of_the_page_runs_in_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprout: Callable[..., Any]
 ) -> None:
@@ -98,4 +101,4 @@ def test_every_command_of_the_page_runs_in_order(
         assert found.code == 0, f"{page}: sprout {shlex.join(arguments)}: {found.err[-2000:]}"
         assert "Traceback" not in found.err
         ran += 1
-    assert ran >= 10
+    assert ran >= 5
