@@ -178,7 +178,9 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 
 def anchors(page: Path) -> set[str]:
     """What links into a page may name: its headings, as GitHub writes them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8")), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8")), re.MULTILINE
+    )
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
