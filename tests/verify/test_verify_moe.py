@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sproutlm.cli import main
-from sproutlm.model import moe as layer
+from sproutlm.model import expert_loop, moe as layer
 from sproutlm.train import optim
 from sproutlm.verify import moe
 
@@ -32,8 +32,27 @@ def test_rows_that_reach_the_wrong_expert_are_noticed(monkeypatch: pytest.Monkey
     loop = layer.grouped_loop
     monkeypatch.setattr(moe, "grouped_loop", lambda x, weight, ends: loop(x, weight.flip(0), ends))
     assert not moe.grouped_is_loop(torch.float32).ok
-    monkeypatch.setattr(layer.F, "grouped_mm", lambda x, weight, offs: loop(x, weight.mT.flip(0), offs))
+    one_by_one = layer.expert_loop
+    monkeypatch.setattr(
+        layer, "expert_loop", lambda x, w, tokens, ends, *m: one_by_one(x, w, tokens, ends, *(k.flip(0) for k in m))
+    )
     assert not moe.layer_is_its_definition().ok
+    assert not moe.one_by_one_is_products(torch.float32).ok
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2, 3, 4], ids=["x", "weights", "gate", "up", "down"])
+def test_a_wrong_gradient_of_the_expert_loop_is_noticed(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = expert_loop._ExpertLoop
+    right = function.backward
+
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grads = list(right(ctx, *grad_outputs))
+        place = [0, 1, 4, 5, 6][wrong]
+        grads[place] = grads[place] * 1.1
+        return tuple(grads)
+
+    monkeypatch.setattr(function, "backward", staticmethod(backward))
+    assert not moe.one_by_one_is_products(torch.float32).ok
 
 
 @pytest.mark.parametrize("balance", ["aux", "bias"])

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.model import ModelConfig, MoEConfig
+from .expert_loop import expert_loop
 from .layers import MLP
-from .products import ACTIVATIONS, linear, mkl_is_slow
+from .products import ACTIVATIONS, linear
 
 
 @dataclass
@@ -42,12 +43,21 @@ class Experts(nn.Module):
         self.gate_proj = Stacked(moe.n_experts, moe.expert_dim, config.dim)
         self.up_proj = Stacked(moe.n_experts, moe.expert_dim, config.dim)
         self.down_proj = Stacked(moe.n_experts, config.dim, moe.expert_dim)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
-    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """``x`` (rows, dim) sorted by expert; expert e has the rows up to ``ends[e]`` (int32). Returns (rows, dim)."""
-        hidden = self.activation(self.gate_proj(x, ends)) * self.up_proj(x, ends)
-        return self.down_proj(hidden, ends)
+    def forward(self, x: Tensor, weights: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """Each token's weighted sum over its experts, (tokens, dim) -> (tokens, dim). ``weights`` and ``tokens`` (rows,) of
+        the choices sorted by expert; expert e has the rows up to ``ends[e]`` (int32)."""
+        if x.device.type == "cpu" and self.activation == "silu":
+            matrices = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+            return expert_loop(x, weights, tokens, ends, *matrices)
+        return self.product_by_product(x, weights, tokens, ends)
+
+    def product_by_product(self, x: Tensor, weights: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """The same through torch's grouped products."""
+        rows = x[tokens]
+        hidden = ACTIVATIONS[self.activation](self.gate_proj(rows, ends)) * self.up_proj(rows, ends)
+        return torch.zeros_like(x).index_add_(0, tokens, self.down_proj(hidden, ends) * weights[:, None])
 
 
 class Stacked(nn.Module):
@@ -59,9 +69,7 @@ class Stacked(nn.Module):
         nn.init.normal_(self.weight, std=in_features**-0.5)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        # On CPU torch's grouped product is a loop too, over the library that may be the slower one (``products``).
-        looped = x.device.type == "cpu" and x.dtype == torch.float32 and mkl_is_slow()
-        if can_group(x, self.weight) and not looped:
+        if can_group(x, self.weight):
             return F.grouped_mm(x, self.weight.mT, offs=ends)
         return grouped_loop(x, self.weight, ends)
 
@@ -106,8 +114,7 @@ class MoE(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # rows of one expert together
         tokens = order // self.moe.top_k
         ends = torch.bincount(chosen.flatten(), minlength=self.moe.n_experts).cumsum(0).to(torch.int32)
-        rows = self.experts(flat[tokens], ends) * weights.flatten()[order, None]  # (tokens * top_k, dim)
-        out = torch.zeros_like(flat).index_add_(0, tokens, rows)
+        out = self.experts(flat, weights.flatten()[order], tokens, ends)
         if self.shared is not None:
             shared = self.shared(flat)
             out = out + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(flat)) * shared)

@@ -43,7 +43,9 @@ def remap_folder(model: Path, tokenizer: Path, out: Path, *, say: Callable[[str]
     if old.fingerprint == new.fingerprint:
         raise SproutError(f"{tokenizer} is the tokenizer that {model} has already; nothing was written")
     rows, counts = plan_rows(old, new)
-    remapped = {name: with_rows(tensor, rows) if has_vocabulary_rows(name) else tensor for name, tensor in state.items()}
+    remapped = {
+        name: with_rows(tensor, rows) if has_vocabulary_rows(name) else tensor for name, tensor in state.items()
+    }
     resized = config.model_copy(update={"vocab_size": new.vocab_size})
     in_place_of(out, lambda folder: write_model(resized, remapped, new, folder))
     say(

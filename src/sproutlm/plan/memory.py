@@ -16,6 +16,7 @@ import torch
 
 from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
+from ..model.attention import in_blocks
 from ..model.block_attention import KEPT, block_rows
 from ..train.loss import VOCAB_BLOCK, chunk_tokens
 from ..train.muon import STACK_ENTRIES, variance_shape
@@ -25,6 +26,7 @@ from .count import parameters, used_share
 Compute = Literal["bf16", "float32"]
 Optimizer = Literal["muon", "adamw"]
 BYTES: dict[Compute, int] = {"bf16": 2, "float32": 4}
+TORCH: dict[Compute, torch.dtype] = {"bf16": torch.bfloat16, "float32": torch.float32}
 MASTER = 4  # bytes of a float32 master weight, gradient or state
 # Python, torch and its libraries: resident memory of the process before a model is made, about 350 MB; a CUDA context
 # takes as much of a card.
@@ -143,9 +145,10 @@ def _update_blocks(config: ModelConfig, setting: Setting) -> list[list[int]]:
 
 def _activations(config: ModelConfig, setting: Setting) -> int:
     size, tokens = BYTES[setting.compute], setting.tokens
-    layers = [_block_bytes(config, layer, size, setting.seq_len) for layer in range(config.n_layers)]
-    if setting.device == "cpu" and size == 2 and not config.attention_softcap:
-        layers = [layer + _block_attention(config, setting.seq_len) * size for layer in layers]
+    layers = [_block_bytes(config, layer, size, setting) for layer in range(config.n_layers)]
+    grouped, seq_len = config.n_kv_heads != config.n_heads, setting.seq_len
+    if not config.attention_softcap and in_blocks(setting.device, TORCH[setting.compute], grouped, seq_len, seq_len):
+        layers = [layer + _block_attention(config, seq_len) * size for layer in layers]
     if setting.checkpointing == "blocks":  # inputs of all, and one block at a time with everything it keeps
         layers = [max(layers), *[config.dim * size] * config.n_layers]
     # All blocks keep theirs; gradients of the widest one pass through while it goes backward. Then: the input of the last
@@ -166,7 +169,7 @@ def _research_channels(config: ModelConfig) -> int:
     return vectors * config.dim + len(config.value_layers) * config.n_kv_heads * config.head_dim
 
 
-def _block_bytes(config: ModelConfig, layer: int, size: int, seq_len: int) -> int:
+def _block_bytes(config: ModelConfig, layer: int, size: int, setting: Setting) -> int:
     """Bytes per token that one block keeps between its forward and its backward pass."""
     dim, q = config.dim, config.n_heads * config.head_dim
     kv = config.n_kv_heads * config.head_dim
@@ -175,7 +178,7 @@ def _block_bytes(config: ModelConfig, layer: int, size: int, seq_len: int) -> in
     channels += (q + kv) if config.qk_norm else 0
     channels += 2 * dim if config.post_norm else 0
     if config.attention_softcap:
-        channels += 2 * config.n_heads * seq_len  # capped scores and weights: no fused kernel has a cap
+        channels += 2 * config.n_heads * setting.seq_len  # capped scores and weights: no fused kernel has a cap
     per_token = channels * size + (2 * dim if config.dropout else 0)
     if config.norm_offset:
         per_token += 2 * dim * (4 if config.post_norm else 2)  # Gemma's norms run in float32
@@ -183,14 +186,19 @@ def _block_bytes(config: ModelConfig, layer: int, size: int, seq_len: int) -> in
         return per_token + _mlp_channels(config, config.ffn_dim) * size
     moe = config.moe
     assert moe is not None
-    routed = moe.top_k * (2 * dim + _mlp_channels(config, moe.expert_dim)) * size  # gathered rows, and results to weigh
+    if setting.device == "cpu" and config.activation == "silu":  # expert by expert: gate and up of each choice
+        routed = moe.top_k * 2 * moe.expert_dim * size
+    else:
+        routed = (
+            moe.top_k * (2 * dim + _mlp_channels(config, moe.expert_dim)) * size
+        )  # and gathered rows, results to weigh
     router = 3 * moe.n_experts * 4  # logits, scores and their sum, in float32
     shared = _mlp_channels(config, moe.shared_dim) * size
     return per_token + routed + router + shared + (dim * size if moe.shared_gate else 0)
 
 
 def _block_attention(config: ModelConfig, seq_len: int) -> int:
-    """Channels per token that bf16 attention on a CPU keeps beside the fused kernel's: the scaled queries, and of rows up
+    """Channels per token that attention in blocks keeps beside the fused kernel's: the scaled queries, and of rows up
     to ``KEPT`` tokens the weights, of which each block has those up to its last query."""
     block = block_rows(seq_len)
     seen = sum(min(start + block, seq_len) for start in range(0, seq_len, block)) / -(-seq_len // block)  # on average
@@ -204,7 +212,7 @@ def _mlp_channels(config: ModelConfig, width: int) -> int:
 
 def _chunk(config: ModelConfig, setting: Setting) -> int:
     """Tokens whose logits exist at once."""
-    dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[setting.compute]
+    dtype = TORCH[setting.compute]
     return min(setting.tokens, setting.loss_chunk or chunk_tokens(config.vocab_size, dtype))
 
 

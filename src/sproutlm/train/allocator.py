@@ -13,7 +13,7 @@ import sys
 
 # Of malloc.h; each is set by mallopt(3), whose man page describes them.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-LARGEST = 2**31 - 1
+NEVER = -1  # a threshold in bytes would be an int: at most 2 GB, which a step can free at once
 
 
 def keep_freed_memory() -> bool:
@@ -29,5 +29,5 @@ def keep_freed_memory() -> bool:
         ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018 - musl's mallopt, where there is one, does nothing
     except (OSError, AttributeError):
         return False
-    settings = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, LARGEST))
+    settings = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, NEVER))
     return all([mallopt(name, value) == 1 for name, value in settings])

@@ -92,6 +92,21 @@ def grouped_is_loop(dtype: torch.dtype) -> Measure:
     return worst(close(a, b, atol=atol, rtol=rtol) for a, b in zip(*found, strict=True))
 
 
+def one_by_one_is_products(dtype: torch.dtype) -> Measure:
+    """The loop over experts that a CPU takes, beside the layer product by product: values and the gradients of inputs,
+    weights and all three matrices, with an expert that gets no row and one that gets most."""
+    experts = random_layer(n_experts=5, expert_dim=24).experts.to(dtype)
+    x, weights = random(20, 16).to(dtype).requires_grad_(), random(40, seed=3).to(dtype).requires_grad_()
+    tokens, ends = torch.arange(40) * 7 % 20, torch.tensor([0, 1, 30, 30, 40], dtype=torch.int32)
+    grad, wanted = random(20, 16, seed=4).to(dtype), (x, weights, *experts.parameters())
+    found = []
+    for way in (experts, experts.product_by_product):
+        out = way(x, weights, tokens, ends)
+        found.append([out, *torch.autograd.grad(out, wanted, grad)])
+    atol, rtol = (1e-5, 1e-5) if dtype == torch.float32 else (0.1, 0.05)
+    return worst(close(a, b, atol=atol, rtol=rtol) for a, b in zip(*found, strict=True))
+
+
 def router_gradient(top_k: int, normalize: bool) -> Measure:
     """pitfall 20: from the language model's loss alone; one weight divided by itself would give none."""
     model = model_of(top_k=top_k, normalize=normalize, balance="none")
@@ -207,6 +222,8 @@ CHECKS: tuple[tuple[str, dict[str, Callable[[], Measure]]], ...] = (
     ),
     ("grouped product equals a loop, values and gradients, float32", {"": partial(grouped_is_loop, torch.float32)}),
     ("grouped product equals a loop, values and gradients, bfloat16", {"": partial(grouped_is_loop, torch.bfloat16)}),
+    ("expert by expert equals product by product, float32", {"": partial(one_by_one_is_products, torch.float32)}),
+    ("expert by expert equals product by product, bfloat16", {"": partial(one_by_one_is_products, torch.bfloat16)}),
     ("router gradient from the language model's loss, top-1", at_top(1)),
     ("router gradient from the language model's loss, top-2", at_top(2)),
     ("router losses are trained and not printed", {"": router_losses_are_not_printed}),
