@@ -50,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+NOT_SAID = ("json", "page", "from_json", "serve")
 MODES = ("forward", "forward+backward")
 
 
@@ -257,10 +258,15 @@ def main() -> None:
     )
     parser.add_argument("--scale", type=int, default=1, help="times the rows; a GPU wants more of them")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the results page from the --json file as well")
+    parser.add_argument("--from-json", action="store_true", help="only write the page, from readings made before")
     parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.serve, args.cases, args)
+        return
+    if args.from_json:
+        args.page.write_text(page(json.loads(args.json.read_text()), args.json))
         return
     import transformers
 
@@ -271,12 +277,51 @@ def main() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         device = torch.cuda.get_device_name() if args.device == "cuda" else processor()
         about = {
-            "command": "python benchmarks/model.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k not in ("json", "serve")),
+            "command": "python benchmarks/model.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k not in NOT_SAID),
             "commit": commit, "date": str(date.today()), "device": device, "threads": args.threads,
             "torch": torch.__version__, "transformers": transformers.__version__, "rows": rows,
         }  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(about, indent=2) + "\n")
+    if args.page:
+        args.page.write_text(page(json.loads(args.json.read_text()), args.json))
+
+
+def page(about: dict[str, Any], source: Path) -> str:
+    """The results as a page."""
+    lines = [
+        "# The model alone, beside transformers",
+        "",
+        f"    {about['command']}",
+        "",
+        f"This page is written by `python benchmarks/model.py --from-json --json {source.as_posix()} --page FILE`. {about['date']}, "
+        f"{about['device']}, {about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}, "
+        f"commit {about['commit']}.",
+        "",
+        "Same weights, same tokens, each library in a process of its own as its users run it, in turns; the way of "
+        "transformers that was the fastest in that row stands beside its rate. Ratio: median of the pairs' ratios. "
+        "Peak memory is the process's, its libraries included. What makes the difference: `docs/experiments.md`.",
+        "",
+        "| model | type | what | tokens | ours, tok/s | transformers, tok/s | ratio | peak, ours / theirs, GB |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: | --- |",
+    ]
+    for row in about["rows"]:
+        lines.append(
+            f"| {row['case']} | {row['dtype']} | {row['mode']} | {row['rows']} x {row['seq']} | "
+            f"{row['ours_tokens_per_second']:,.0f} | {row['transformers_tokens_per_second']:,.0f} ({row['transformers_way']}) | "
+            f"**{row['ratio']:.2f}** | {row['ours_peak_bytes'] / 1e9:.2f} / {row['transformers_peak_bytes'] / 1e9:.2f} |"
+        )
+    worst = {dtype: max(r["difference"] for r in about["rows"] if r["dtype"] == dtype and "MoE" not in r["case"])
+             for dtype in sorted({r["dtype"] for r in about["rows"]})}  # fmt: skip
+    told = ", ".join(f"{value:.1g} in {dtype}" for dtype, value in worst.items())
+    lines += [
+        "",
+        f"Largest difference between the two's logits, of the dense models: {told}, at logits up to "
+        f"{max(r['largest_logit'] for r in about['rows']):.1f}. (In bf16 a rounding can send a token of a mixture to another "
+        "expert, in either library: its logits differ by more.)",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def processor() -> str:

@@ -90,6 +90,13 @@ def test_damaged_final_model_gives_way_to_a_checkpoint(
         load(run)
 
 
+def test_a_pointer_of_git_lfs_is_told_from_damage(folder: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 88\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointError, match="pointer of Git LFS.*git lfs pull"):
+        load(folder)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.5, 0.999])
 def test_truncated_weights_are_a_sentence(share: float, folder: Path) -> None:
     truncate(folder / "model.safetensors", share)
