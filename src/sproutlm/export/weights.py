@@ -34,7 +34,6 @@ HEADER_DTYPES = {
 ALWAYS_FLOAT32 = ("e_score_correction_bias", "expert_bias")
 PART = 1 << 24  # values that are cast at a time: their part of the file is in memory as long as that takes
 LFS_POINTER = b"version https://git-lfs"
-HUGE = 1 << 24  # bytes of a tensor from which on it asks for large pages
 MADV_POPULATE_READ = 22  # Linux 5.14: lays out all pages of a mapping in one call
 VIEWS = os.name != "nt"  # Windows lets no file be replaced that is mapped
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
@@ -149,7 +148,7 @@ class OneFile:
     def own(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """``name`` in ``dtype``, in memory of its own, by parts."""
         meta, start = self.header[name], self._starts[name]
-        made = _room(meta.shape, _type_after(meta, dtype, name))
+        made = torch.empty(meta.shape, dtype=_type_after(meta, dtype, name), device="cpu")
         flat, overflowed = made.view(-1), 0
         for begin in range(0, meta.numel(), PART):
             after = flat[begin : begin + PART]
@@ -173,18 +172,6 @@ class OneFile:
                 mapped.madvise(MADV_POPULATE_READ)
         stretch = torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=lead)
         return (stretch.clone() if start % dtype.itemsize else stretch).view(dtype)
-
-
-def _room(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor that is filled once. A large one asks for pages of 2 MB: laying out pages of 4 KB took as long as
-    the cast itself."""
-    made = torch.empty(shape, dtype=dtype, device="meta")
-    if made.nbytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    room = mmap.mmap(-1, made.nbytes)
-    with contextlib.suppress(OSError):  # a kernel built without them
-        room.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(room, dtype=dtype, count=made.numel()).view(shape)
 
 
 def _meta(part: Any) -> Tensor:
