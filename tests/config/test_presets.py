@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from sproutlm.config.load import dump_recipe, load_text
 from sproutlm.config.model import ModelConfig
@@ -113,3 +114,9 @@ def test_the_suggested_recipe_is_possible(name: str) -> None:
     suggested = suggest(name)
     assert suggested.seq_len <= ModelConfig(**PRESETS[name].shape).max_seq_len
     assert suggested.batch_tokens % suggested.seq_len == 0 and suggested.tokens >= 20 * suggested.batch_tokens
+
+
+def test_a_depth_that_no_machine_could_even_list_is_refused_at_once() -> None:
+    """Planning 10**8 blocks would build as many modules before anything could be said."""
+    with pytest.raises(ValidationError, match="less than or equal to 16384"):
+        ModelConfig(n_layers=10**8)

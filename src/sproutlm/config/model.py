@@ -87,7 +87,7 @@ class ModelConfig(Strict):
     family: Family = Field("qwen3", description="Hugging Face architecture to export as.")
     vocab_size: int = Field(0, ge=0, description="Rows of the embedding; 0 = taken from the tokenizer.")
     dim: int = Field(256, gt=0, description="Width of the residual stream.")
-    n_layers: int = Field(6, gt=0, le=4096, description="Transformer blocks.")
+    n_layers: int = Field(6, gt=0, le=16_384, description="Transformer blocks.")
     n_heads: int = Field(4, gt=0, description="Query heads.")
     n_kv_heads: int = Field(0, ge=0, description="Key/value heads (GQA; 1 = MQA); 0 = as many as query heads.")
     head_dim: int = Field(0, ge=0, description="Channels per head; 0 = dim / n_heads.")
