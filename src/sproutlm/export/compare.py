@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config.model import ModelConfig
 from ..errors import CheckFailed
 from ..model import Transformer
+from ..model.meta import on_meta
 from ..tokenizer.probe_texts import CONVERSATIONS, HARD_TEXTS, SAMPLES
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ MOST = 1e-3  # between two programs with the same float32 weights, relative to t
 
 def build(config: ModelConfig, state: Mapping[str, Tensor]) -> Transformer:
     """A float32 model of these weights, in eval mode."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = on_meta(config)
     model.load_state_dict({n: t.to(torch.float32) for n, t in state.items()}, strict=True, assign=True)
     return model.eval()
 

@@ -58,7 +58,7 @@ def attend(
     """Softmax attention, the one place that chooses a back-end.
 
     ``q`` (batch, heads, seq, head_dim); ``k``, ``v`` (batch, kv_heads, keys, head_dim); ``mask`` additive, broadcast to
-    (batch, 1, seq, keys); ``scale`` default 1/sqrt(head_dim). Returns (batch, heads, seq, head_dim).
+    (batch, 1, seq, keys), which lets no query see a later key; ``scale`` default 1/sqrt(head_dim). Returns (batch, heads, seq, head_dim).
     """
     grouped = k.shape[1] != q.shape[1]
     if not softcap and in_blocks(q.device.type, q.dtype, grouped, q.shape[2], k.shape[2]):
@@ -72,9 +72,7 @@ def attend(
         mask = torch.full((seq, seq), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = (q * (scale or q.shape[-1] ** -0.5)) @ k.mT  # (batch, heads, seq, keys)
-    if softcap:
-        scores = capped(scores, softcap)
+    scores = capped((q * (scale or q.shape[-1] ** -0.5)) @ k.mT, softcap)  # (batch, heads, seq, keys)
     return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 

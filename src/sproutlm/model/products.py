@@ -98,37 +98,34 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _bf16_by_onednn(x: Tensor, weight: Tensor) -> bool:
     """torch's own choice for bf16 on a CPU that has instructions for it, here asked for by name."""
-    return (
-        x.dtype == torch.bfloat16
-        and weight.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and (x.numel() // x.shape[-1]) * weight.numel() >= WORTH_IT
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return _worth_it(x, weight, torch.bfloat16) and _onednn_with_avx512()
 
 
 def _by_onednn(x: Tensor, other: Tensor) -> bool:
+    return _worth_it(x, other, torch.float32) and mkl_is_slow()
+
+
+def _worth_it(x: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Both of ``dtype`` on the CPU, and a product that is large enough."""
     return (
-        x.dtype == torch.float32
-        and other.dtype == torch.float32
+        x.dtype == other.dtype == dtype
         and x.device.type == "cpu"
         and (x.numel() // x.shape[-1]) * other.numel() >= WORTH_IT
-        and mkl_is_slow()
+    )
+
+
+def _onednn_with_avx512() -> bool:
+    return (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
 @cache
 def mkl_is_slow() -> bool:
     """An AMD processor with AVX-512, a torch whose float32 products are MKL's, and the operator that replaces them."""
-    return (
-        torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and _vendor() == "AuthenticAMD"
-    )
+    return _onednn_with_avx512() and torch.backends.mkl.is_available() and _vendor() == "AuthenticAMD"
 
 
 def _vendor() -> str:

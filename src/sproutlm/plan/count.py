@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from ..config.model import ModelConfig
-from ..model import Transformer
+from ..model.meta import on_meta
 
 
 @lru_cache(maxsize=64)
 def parameters(config: ModelConfig) -> tuple[tuple[str, Tensor], ...]:
     """(name, meta tensor) of every parameter; a tied head is none."""
-    with torch.device("meta"):
-        return tuple(Transformer(config).named_parameters())
+    return tuple(on_meta(config).named_parameters())
 
 
 @dataclass(frozen=True)
