@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from nanogpt import GPT2
 from torch import nn
-from torch.nn import functional as F
 
 from sproutlm.config.load import load_recipe
 from sproutlm.config.schema import OptimizerConfig, Recipe, ScheduleConfig
@@ -30,44 +29,6 @@ from sproutlm.pipeline.train import COMPUTE_TYPES, choose_compute, micro_rows, t
 from sproutlm.train.checkpoint import Checkpointer
 from sproutlm.train.metrics import MetricsLog, read_metrics
 from sproutlm.train.trainer import Trainer
-
-
-class GPT2Block(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.fc, self.out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, t, d = x.shape
-        q, k, v = (y.view(b, t, self.heads, -1).transpose(1, 2) for y in self.qkv(self.ln_1(x)).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(y.transpose(1, 2).reshape(b, t, d))
-        return x + self.out(F.gelu(self.fc(self.ln_2(x))))
-
-
-class GPT2(nn.Module):
-    """GPT-2's shape with nanoGPT's initialisation; the same ``forward`` contract as ``Transformer``."""
-
-    def __init__(self, vocab: int, dim: int, layers: int, heads: int, positions: int) -> None:
-        super().__init__()
-        self.embed_tokens, self.wpe = nn.Embedding(vocab, dim), nn.Embedding(positions, dim)
-        self.layers = nn.ModuleList(GPT2Block(dim, heads) for _ in range(layers))
-        self.ln_f = nn.LayerNorm(dim)
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                scaled = name.endswith(("proj.weight", "out.weight"))
-                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * layers) if scaled else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
-
-    def forward(self, tokens, positions=None, document_ids=None, cache=None, head=None):  # type: ignore[no-untyped-def]
-        x = self.embed_tokens(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
-        for layer in self.layers:
-            x = layer(x)
-        return (head or F.linear)(self.ln_f(x), self.embed_tokens.weight)
 
 
 def run_one(
