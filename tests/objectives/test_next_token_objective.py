@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from sproutlm.config.model import ModelConfig
@@ -11,6 +13,7 @@ from sproutlm.data.loader import IGNORE, Batch
 from sproutlm.model import Transformer
 from sproutlm.objectives.next_token import next_token
 from sproutlm.pipeline.train import objective_of
+from sproutlm.train import loss as loss_module
 
 
 def batch_and_model() -> tuple[Batch, Transformer]:
@@ -79,7 +82,18 @@ def test_the_weight_of_a_recipe_reaches_the_loss_and_0_changes_nothing() -> None
         objective_of(Recipe.model_validate(fields | {"train": {"steps": 3} | more})) for more in ({"z_loss": 0.1}, {})
     )
     assert with_z(model, batch)[2] == next_token(model, batch, z_loss=0.1)[2] != {}
-    assert without is next_token
+    assert torch.equal(without(model, batch)[0], next_token(model, batch)[0]) and without(model, batch)[2] == {}
+
+
+def test_the_chunk_of_a_recipe_reaches_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(loss_module, "_gradient_in_place", lambda logits, *rest: (seen.append(len(logits)) or 0.0, 0.0))
+    fields = {"name": "one", "data": {"train": [{"path": "rows.jsonl"}]}, "model": {"dim": 64}}
+    batch, model = batch_and_model()
+    objective_of(Recipe.model_validate(fields | {"train": {"steps": 3, "loss_chunk": 4}}))(model, batch)
+    assert seen == [4, 4, 1]  # of nine trained targets
+    with pytest.raises(ValidationError, match="only next_token knows of it"):
+        Recipe.model_validate(fields | {"objective": "mine:loss", "train": {"steps": 3, "loss_chunk": 4}})
 
 
 def test_the_gradient_reaches_every_weight() -> None:

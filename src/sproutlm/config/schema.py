@@ -61,6 +61,14 @@ class TrainConfig(Strict):
         "In the gradient only: the printed loss stays the language model's.",
     )
     compute: Literal["auto", "bf16", "float32"] = Field(
+    checkpointing: Literal["none", "blocks", "selective"] = Field(
+        "none",
+        description="Compute again in the backward pass, for less memory and the same gradients: whole blocks, or (selective) "
+        "what is no matrix product in them.",
+    )
+    loss_chunk: int = Field(
+        0, ge=0, description="Tokens whose logits exist at once; 0 = as many as 64 MB of them hold."
+    )
         "auto", description="Type of the forward and backward pass; masters are float32."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -172,6 +180,14 @@ class Recipe(Strict):
                 Fault(
                     ("stage", "init_from"),
                     "sft needs init_from: the run or Hugging Face folder to start from (or 'random', on purpose)",
+                )
+            )
+        if train.loss_chunk and self.objective != "next_token":
+            faults.append(
+                Fault(
+                    ("train.loss_chunk", "objective"),
+                    f"only next_token knows of it, and objective is {self.objective}; remove train.loss_chunk, or give "
+                    "cross_entropy_sum its chunk in your objective",
                 )
             )
         if self.model is not None and data.seq_len > self.model.max_seq_len:

@@ -34,6 +34,11 @@ class Routing:
     entropy: list[Tensor] = field(default_factory=list)
     steering: list[Tensor] = field(default_factory=list)  # value 0; its gradient pushes expert_bias towards even load
 
+    def extend(self, later: Routing) -> None:
+        """Append what the routers of ``later`` layers did."""
+        for name, found in vars(later).items():
+            getattr(self, name).extend(found)
+
 
 class Experts(nn.Module):
     """``n`` gated MLPs as stacked weights, (experts, out, in)."""

@@ -16,6 +16,7 @@ from .kv_cache import KVCache
 from .layers import MLP, norm_of, softcap
 from .moe import MoE, Routing
 from .products import linear
+from .recompute import recomputed
 from .research import Research
 from .rope import rope_tables
 
@@ -72,6 +73,7 @@ class Transformer(nn.Module):
         if config.vocab_size <= 0:
             raise ValueError("ModelConfig.vocab_size is 0: set it from the tokenizer before building the model")
         self.config = config
+        self.checkpointing = "none"  # how gradients are made, not what the model is; set by who trains it
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         learned = config.positions == "learned"
         self.embed_positions = nn.Embedding(config.max_seq_len, config.dim) if learned else None
@@ -113,10 +115,15 @@ class Transformer(nn.Module):
             for window in {config.window_of(layer) for layer in range(config.n_layers)}
         }
         stream = None if self.research is None else self.research.stream(tokens, x)
+        how = self.checkpointing if cache is None and torch.is_grad_enabled() else "none"
         for number, layer in enumerate(self.layers):
             x = x if stream is None else stream.enter(number, x)
             extra_value = None if stream is None else stream.extra_value(number)
-            x = layer(x, rope, masks[config.window_of(number)], cache, routing, extra_value)
+            inputs = (rope, masks[config.window_of(number)], cache)
+            if how == "none":
+                x = layer(x, *inputs, routing, extra_value)
+            else:
+                x = recomputed(how, layer, x, inputs, routing, extra_value)
         if cache is not None:
             cache.advance(seq)
         x = self.norm(x)

@@ -18,10 +18,11 @@ from ..model import Transformer
 from ..train.checkpoint import Checkpointer
 from .prepare import Prepared, Say
 
-# What may differ when a run continues: where things lie and how fast they are made, not what they are.
+# What may differ when a run continues: where things lie and how fast they are made, not what they are. (train.loss_chunk is
+# none of them: sums over other chunks round otherwise, as those over other micro-batches do.)
 # A file's content is compared in place of its path: see ``identity_of``.
 PLACE_KEYS = (
-    "run", "init_from", "data.cache", "data.workers", "train.streams", "train.force_memory",
+    "run", "init_from", "data.cache", "data.workers", "train.streams", "train.checkpointing", "train.force_memory",
     "train.trackers", "train.tracker_project", "train.tracker_name",
 )  # fmt: skip
 CONTENTS = {

@@ -55,8 +55,7 @@ def import_attribute(reference: str, what: str) -> Any:
 def objective_of(recipe: Recipe) -> Objective:
     """The recipe's objective; a ``RecipeError`` where it is not there or cannot be called."""
     if recipe.objective == "next_token":
-        weight = recipe.train.z_loss
-        return partial(next_token, z_loss=weight) if weight else next_token
+        return partial(next_token, z_loss=recipe.train.z_loss, chunk=recipe.train.loss_chunk)
     found = import_attribute(recipe.objective, "objective")
     if not callable(found):
         raise RecipeError(

@@ -110,6 +110,7 @@ class Trainer:
         draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         side_by_side = streams > 1 and self.device.type == "cpu" and not draws
         self.streams = Streams(streams) if side_by_side else None
+        model.checkpointing = config.checkpointing
         self.weights = MasterWeights(model, compute)
         moe = getattr(getattr(model, "config", None), "moe", None)
         rate = moe.bias_rate if moe is not None else 0.0
