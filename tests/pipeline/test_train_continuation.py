@@ -127,7 +127,7 @@ def test_a_run_may_be_moved_and_made_faster(finished: Path, sprout: Callable, mo
 def test_checkpointing_may_change_and_the_losss_chunk_when_asked_for(finished: Path, train: Train) -> None:
     """The one changes no number; the other the order of sums, and so the last bits."""
     ran = train("train.checkpointing=blocks", "train.loss_chunk=8", "--change", "train.steps=5")
-    assert ran.code == 1 and "train.loss_chunk: was 0, now 8" in ran.err and "checkpointing" not in ran.err
+    assert ran.code == 1 and "train.loss_chunk: was 0, now 8" in ran.err and "train.checkpointing" not in ran.err
     ran = train("train.checkpointing=blocks", "--change", "train.loss_chunk=8", "--change", "train.steps=5")
     assert ran.code == 0 and "continuing from step 4 of 5" in ran.out, ran.err
 
