@@ -46,6 +46,10 @@ def plan(
     link: Annotated[
         float, typer.Option("--link", metavar="GB/S", min=0.1, help="Between machines, a card, one direction.")
     ] = 50.0,
+    depth: Annotated[
+        str | None,
+        typer.Option("--depth", metavar="N[,N...]", help="All that follows from one number; several as a table."),
+    ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the presets and end.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -53,6 +57,11 @@ def plan(
     check_json_target(json_file)
     from ..config.presets import PRESETS, find
 
+    if depth is not None:
+        plan_depth(
+            depth, name, settings or [], context, device, price, bool(apply or probe or nodes or batch), json_file
+        )
+        return
     if show_list or name is None:
         from ..pipeline.plan import listing
         from ..pipeline.plan_table import print_listing
@@ -92,6 +101,32 @@ def plan(
         from ..pipeline.plan import apply_all
 
         report["applied"] = apply_all(loaded, report)
+    write_json(json_file, report)
+
+
+def plan_depth(
+    depth: str,
+    name: str | None,
+    settings: list[str],
+    context: int | None,
+    device: str | None,
+    price: float | None,
+    more: bool,
+    json_file: Path | None,
+) -> None:
+    """``--depth`` is a plan of its own: no preset and no recipe stands beside it."""
+    if name is not None and "=" not in name:
+        raise SproutError(
+            f"--depth is a plan of its own: leave out {name}, or write model.depth={depth} behind a recipe"
+        )
+    if more:
+        raise SproutError("--depth goes with key=value settings, --context, --device, --price and --json alone")
+    if price is not None and device is None:
+        raise SproutError("--price is of an hour of one device: give --device too, such as --device h100")
+    from ..pipeline.plan_depth import depths_of, plan_depths, print_depths
+
+    report = plan_depths(depths_of(depth), [*([name] if name else []), *settings], context, device, price)
+    print_depths(report)
     write_json(json_file, report)
 
 

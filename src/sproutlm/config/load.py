@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import RecipeError
 from .check import check
 from .clean import CleanRecipe
+from .dialled import notes as depth_notes
 from .document import Document, Key, Problem, dotted, parse, to_yaml
 from .fill import escape_variables, expand_short_forms, fill_variables, resolve_paths
 from .names import nearest_name
@@ -88,7 +89,8 @@ def load_text(
         problems.sort(key=lambda problem: (problem.where.line == 0, problem.where.line))
         raise RecipeError(list(dict.fromkeys(str(problem) for problem in problems)))
     lines = {dotted(key): where.line for key, where in document.places.items() if key}
-    return Loaded(recipe, file, lines, tuple(overrides), tuple(notes), cwd)
+    notes = (*notes, *depth_notes(document.data))
+    return Loaded(recipe, file, lines, tuple(overrides), notes, cwd)
 
 
 def _check(

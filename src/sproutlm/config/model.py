@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from . import presets
+from . import depth as dial, presets
 from .families import EXPERTS, SHAPES, experts_of, misfits, parts_of
 from .strict import Fault, Strict, refuse
 
@@ -84,6 +84,13 @@ class ModelConfig(Strict):
         "tokenizer's unless vocab_size is given.",
         json_schema_extra={"examples": list(presets.PRESETS)},
     )
+    depth: int | None = Field(
+        None,
+        exclude=True,  # as preset
+        description="One number for the shape, and for batch, rates and length where the recipe leaves them out "
+        "(sprout plan --depth N); fields given beside it come first.",
+        json_schema_extra={"minimum": 1, "maximum": dial.MOST},
+    )
     family: Family = Field("qwen3", description="Hugging Face architecture to export as.")
     vocab_size: int = Field(0, ge=0, description="Rows of the embedding; 0 = taken from the tokenizer.")
     dim: int = Field(256, gt=0, description="Width of the residual stream.")
@@ -145,7 +152,7 @@ class ModelConfig(Strict):
         """Resolve the zeros, so that a stored config is explicit and never depends on a later default."""
         if not isinstance(values, dict):
             return values
-        values = _with_preset(dict(values))
+        values = _with_preset(_with_depth(dict(values)))
         dim, heads = _whole(values.get("dim", 256)), _whole(values.get("n_heads", 4))
         if not _whole(values.get("n_kv_heads", 0), otherwise=1):
             values["n_kv_heads"] = values.get("n_heads", 4)
@@ -159,8 +166,7 @@ class ModelConfig(Strict):
             if isinstance(values.get("moe"), dict):
                 values["moe"] = experts_of(family) | values["moe"]
         if not _whole(values.get("ffn_dim", 0), otherwise=1):
-            inner = dim * 8 // 3 if values.get("gated", True) else dim * 4
-            values["ffn_dim"] = max(-(-inner // 64) * 64, 0)
+            values["ffn_dim"] = dial.ffn_width(dim, values.get("gated", True))
         return values
 
     @model_validator(mode="after")
@@ -258,6 +264,21 @@ def _moe_faults(moe: MoEConfig, n_layers: int) -> list[Fault]:
             Fault(("moe.dense_layers", "n_layers"), f"layer {beyond[0]} does not exist; there are {n_layers}")
         )
     return faults
+
+
+def _with_depth(values: dict[str, Any]) -> dict[str, Any]:
+    """``depth: N`` as the shape that the dial gives it; what is given beside it comes first."""
+    depth = values.pop("depth", None)
+    if depth is None:
+        return values
+    if values.get("preset") is not None:
+        refuse([Fault(("depth", "preset"), dial.BOTH)])
+    fault = dial.fault_of(depth)
+    if fault is not None:
+        refuse([Fault(("depth",), fault)])
+    # A zero means that a size follows from others: those of the dial.
+    shape = dial.shape(int(depth), values)
+    return values | {name: size for name, size in shape.items() if not values.get(name)}
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:

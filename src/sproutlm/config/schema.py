@@ -8,10 +8,13 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from .data import DataConfig, HoldoutConfig, SourceConfig, TemplateConfig, TokenizerConfig, Validation
+from .dialled import dialled
 from .model import ModelConfig
 from .strict import Fault, Section, Strict, refuse
 
 __all__ = ["DataConfig", "HoldoutConfig", "SourceConfig", "TemplateConfig", "TokenizerConfig", "Validation"]
+
+LENGTHS = ("train.steps", "train.tokens", "train.epochs")
 
 
 class OptimizerConfig(Strict):
@@ -60,7 +63,6 @@ class TrainConfig(Strict):
         description="Weight of log(Z)^2 per target, Z the softmax's denominator: keeps logits from drifting (PaLM: 1e-4). "
         "In the gradient only: the printed loss stays the language model's.",
     )
-    compute: Literal["auto", "bf16", "float32"] = Field(
     checkpointing: Literal["none", "blocks", "selective"] = Field(
         "none",
         description="Compute again in the backward pass, for less memory and the same gradients: whole blocks, or (selective) "
@@ -69,6 +71,7 @@ class TrainConfig(Strict):
     loss_chunk: int = Field(
         0, ge=0, description="Tokens whose logits exist at once; 0 = as many as 64 MB of them hold."
     )
+    compute: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="Type of the forward and backward pass; masters are float32."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -126,6 +129,12 @@ class Recipe(Strict):
     train: TrainConfig
     sample: SampleConfig = Field(default_factory=SampleConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _turn_the_dial(cls, values: object) -> object:
+        """``model: {depth: N}`` chooses batch, rates and length where the recipe leaves them out."""
+        return dialled(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         train, data = self.train, self.data
@@ -134,7 +143,7 @@ class Recipe(Strict):
         if len(given) != 1:
             faults.append(
                 Fault(
-                    (f"train.{given[-1]}" if given else "train", "train.steps", "train.tokens", "train.epochs"),
+                    (f"train.{given[-1]}" if given else "train", *LENGTHS, "model.depth"),
                     f"give exactly one of steps, tokens, epochs (given: {', '.join(given) or 'none'}); "
                     "on the command line, train.steps=null takes one away",
                 )
@@ -175,19 +184,19 @@ class Recipe(Strict):
                     "into your objective",
                 )
             )
-        if self.stage == "sft" and self.init_from is None:
-            faults.append(
-                Fault(
-                    ("stage", "init_from"),
-                    "sft needs init_from: the run or Hugging Face folder to start from (or 'random', on purpose)",
-                )
-            )
         if train.loss_chunk and self.objective != "next_token":
             faults.append(
                 Fault(
                     ("train.loss_chunk", "objective"),
                     f"only next_token knows of it, and objective is {self.objective}; remove train.loss_chunk, or give "
                     "cross_entropy_sum its chunk in your objective",
+                )
+            )
+        if self.stage == "sft" and self.init_from is None:
+            faults.append(
+                Fault(
+                    ("stage", "init_from"),
+                    "sft needs init_from: the run or Hugging Face folder to start from (or 'random', on purpose)",
                 )
             )
         if self.model is not None and data.seq_len > self.model.max_seq_len:
