@@ -48,7 +48,7 @@ class GPT2(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, tokens, positions=None, document_ids=None, cache=None, head=None):  # type: ignore[no-untyped-def]
+    def forward(self, tokens, positions=None, document_ids=None, cache=None, head=None, routing=None):  # type: ignore[no-untyped-def]
         x = self.embed_tokens(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for layer in self.layers:
             x = layer(x)
