@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sproutlm.atomic import write_atomic
 from sproutlm.errors import CheckpointError
 from sproutlm.train import checkpoint as checkpoint_module
-from sproutlm.train.checkpoint import MARKER, Checkpointer, verify, write_atomic
+from sproutlm.train.checkpoint import MARKER, Checkpointer, verify
 
 
 def tensors(step: int) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..atomic import write_atomic
 from ..errors import SproutError
 
 if TYPE_CHECKING:
@@ -71,19 +71,8 @@ def write_json(path: Path | None, report: Any) -> None:
     if path is None:
         return
     text = json.dumps(_plain(report), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    target = path.absolute()
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(path, text)
     except OSError as error:
         raise SproutError(f"--json {path}: cannot be written: {error.strerror}") from error
 
@@ -101,9 +90,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy and torch
         return _plain(value.tolist())
     return str(value)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..atomic import fsync_path
 from ..config.model import ModelConfig
 from ..errors import SproutError
 from ..families import expected_shapes
-from ..train.checkpoint import fsync_path
 from .gguf_shape import ARCHITECTURES, entries, metadata, refuse_unsupported
 from .gguf_vocabulary import vocabulary, write
 from .huggingface import main_dtype, refuse_research, replacing, stop_ids

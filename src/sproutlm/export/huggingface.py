@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..atomic import fsync_path
 from ..config.model import ModelConfig
 from ..errors import CheckpointError, SproutError
 from ..families import for_family
-from ..train.checkpoint import fsync_path
 from .read import TOKENIZER_FILES, check_vocabulary
 from .weights import INDEX, SHARD_BYTES, SINGLE, dtype_named, write_weights
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..atomic import write_atomic
 from ..config.document import to_yaml
 from ..config.load import load_text
 from ..config.schema import OptimizerConfig, Recipe
@@ -89,23 +88,8 @@ def apply_to_file(file: Path, changes: Mapping[tuple[str | int, ...], Mapping[st
     if after == before:
         return ""
     load_text(after, str(file), file)  # raises with its own sentence
-    _replace(file, after)
-    return difference(before, after, str(file))
-
-
-def _replace(file: Path, text: str) -> None:
-    file = file.resolve()  # a link stays one
     try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            os.chmod(temporary, file.stat().st_mode & 0o777)
-            os.replace(temporary, file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(file, after)
     except OSError as error:
         raise SproutError(f"{file}: cannot be written ({error.strerror}); nothing was changed") from error
+    return difference(before, after, str(file))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..atomic import write_atomic
 from ..config.schema import SourceConfig
 from ..data.loader import Loader
 from ..data.prepare import prepare
@@ -24,7 +25,6 @@ from ..infer.generate import open_model, run_of, stage_of
 from ..model import Transformer
 from ..tokenizer.template import CHATML, ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.checkpoint import write_atomic
 from .prepare import validation_of
 
 Say = Callable[[str], None]

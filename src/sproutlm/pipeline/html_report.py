@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..atomic import write_atomic
 from ..config.load import load_recipe
 from ..doctor.recognise import recognise
 from ..errors import SproutError
-from ..train.checkpoint import write_atomic
 from ..train.metrics import read_metrics
 from .report_words import WORDS
 from .svg import COLOURS, DASHES, Line, plot, text

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..atomic import write_atomic
 from ..config.schema import HoldoutConfig, Recipe, SourceConfig, TokenizerConfig
 from ..data.loader import Loader
 from ..data.packing import packing_lines
@@ -23,7 +24,6 @@ from ..tokenizer.library import load_template, template_of
 from ..tokenizer.template import ChatTemplate
 from ..tokenizer.tokenizer import CONTROL_TOKENS, Tokenizer
 from ..tokenizer.train import train_tokenizer
-from ..train.checkpoint import write_atomic
 
 if TYPE_CHECKING:
     from ..config.load import Loaded

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..atomic import write_atomic
 from ..config.schema import (
     ChatStage,
     EvalStage,
@@ -25,7 +26,7 @@ from ..config.schema import (
     TrainStage,
 )
 from ..errors import CheckFailed, CheckpointError, RecipeError
-from ..train.checkpoint import file_sha256, write_atomic
+from ..train.checkpoint import file_sha256
 from .continuation import run_lock
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
+from ..atomic import write_atomic
 from ..config.model import ModelConfig
 from ..config.schema import Recipe
 from ..data.formats import import_module_here
@@ -22,7 +23,7 @@ from ..model import Transformer
 from ..model.init import resize_vocab
 from ..objectives.next_token import next_token
 from ..train.allocator import keep_freed_memory
-from ..train.checkpoint import Checkpointer, write_atomic
+from ..train.checkpoint import Checkpointer
 from ..train.metrics import plot_losses, read_metrics
 from ..train.precision import choose_compute
 from ..train.trainer import Objective, Sampler, Trainer

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..atomic import fsync_path, write_atomic
 from ..errors import CheckpointError
 
 MARKER = "COMPLETE"
@@ -27,28 +28,6 @@ MARKER = "COMPLETE"
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def fsync_path(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, durable. Folders cannot be synced on Windows: skipped there."""
-    if os.name == "nt" and path.is_dir():
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` in one step: a reader sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    fsync_path(path.parent)
 
 
 def verify(folder: Path) -> str | None:
