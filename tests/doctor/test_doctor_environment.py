@@ -12,6 +12,7 @@ import torch
 
 from sproutlm.doctor import environment
 from sproutlm.doctor.environment import GB
+from sproutlm.plan.limits import Limit
 from sproutlm.doctor.finding import Examination
 from sproutlm.train import precision
 
@@ -28,7 +29,7 @@ FAULTS: dict[str, tuple[Check, str, str, str]] = {
     ),
     "idle": (lambda e: environment.threads(e, 2, 16, {}), "threads", "warn", "OMP_NUM_THREADS=16"),
     "no memory": (lambda e: environment.memory(e, int(0.3 * GB), None), "memory", "fail", "0.3 GB"),
-    "a container's limit": (lambda e: environment.memory(e, int(64 * GB), int(1 * GB)), "memory", "warn", "container's"),
+    "a container's limit": (lambda e: environment.memory(e, int(64 * GB), Limit(int(1 * GB), "the control group x")), "memory", "warn", "control group x"),
     "full disk": (lambda e: environment.disk(e, PLACE, 10**7), "disk", "fail", "make room"),
     "nearly full disk": (lambda e: environment.disk(e, PLACE, 10**9), "disk", "warn", "make room"),
     "GPU, torch for CPU": (lambda e: environment.gpu_without_torch(e, "nvidia-smi", None, "2.12+cpu"), "GPU", "warn", "CUDA"),
@@ -114,7 +115,14 @@ def test_a_containers_limits_are_read(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert environment.cgroup_cores(tmp_path) == cores
-    assert environment.memory_limit(tmp_path) == memory
+    left = environment.memory_limit(100, 10**6, tmp_path, tmp_path / "none")
+    assert (left.room if left is not None else None) == memory
+
+
+def test_the_limit_is_the_one_that_a_run_is_held_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPROUT_MEMORY_LIMIT", "5000")
+    left = environment.memory_limit(100, 10**6, tmp_path, tmp_path / "none")
+    assert left is not None and left.room == 4900 and "SPROUT_MEMORY_LIMIT" in left.what
 
 
 def test_the_versions_asked_for_are_those_of_the_package() -> None:

@@ -159,10 +159,33 @@ def test_several_runs_are_drawn_together_and_only_what_differs_is_listed(tmp_pat
     assert len(colours) == 2, "a colour for each run"
 
 
+def test_runs_of_other_lengths_figures_and_ends_are_compared(tmp_path: Path) -> None:
+    """One cut off half-way, one finished with fewer kinds of figures, one killed in the middle of a line, one that only began."""
+    half = make_run(tmp_path / "half")
+    whole = make_run(tmp_path / "whole", [{"step": n, "tokens": 100 * n, "loss": 4 - n / 20} for n in range(1, 41)])
+    killed = make_run(tmp_path / "killed", [{"step": n, "loss": 3.0, "own_figure": 1} for n in (1, 2)])
+    with open(killed / "metrics.jsonl", "a") as log:
+        log.write('{"step": 3, "loss": 2.')
+    begun = make_run(tmp_path / "begun")
+    (begun / "metrics.jsonl").write_text("")
+    found = report(half, whole, killed, begun)
+    cells = found.texts
+    for name, steps, loss in (("half", "20 / 40", "2.1500"), ("whole", "40", "2.0000"), ("killed", "2 / 40", "3.0000")):
+        row = cells[cells.index(name) :][:5]
+        assert steps in row and loss in row, (name, row)
+    row = cells[cells.index("begun") :][:5]
+    assert row[1] == "0 / 40" and "n/a" in row
+    labels = [text for text in cells if " · " in text]
+    assert {"half · training", "half · validation", "whole · training", "killed · training"} == set(labels)
+    titles = [value for name, value in found.attributes if name == "aria-label"]
+    assert WORDS["en"]["val_bpb"] in titles and cells.count("half") > cells.count("begun"), "drawn where there are points"
+
+
 def test_the_page_speaks_chinese_where_asked(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", [*logged(), sample(20, "春")])
     assert WORDS["en"].keys() == WORDS["zh"].keys()
     found = report(run, lang="zh")
+    assert "第 20 步" in found.texts
     assert ("lang", "zh-CN") in found.attributes and "概要" in found.texts and "Summary" not in found.texts
     for lang, words in WORDS.items():
         for key, value in words.items():

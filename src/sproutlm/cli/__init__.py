@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What a person can act on is one message on stderr; anything else is a fault of ours and keeps its traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (>&-): what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show Chinese shows a substitute and does not end the run.

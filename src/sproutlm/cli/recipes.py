@@ -10,6 +10,7 @@ import typer
 
 from ..errors import SproutError
 from .arguments import DryRun, JsonFile, Overrides, RecipeFile, check_json_target, load, write_json
+from .unread import goes_on_unread
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,17 +35,18 @@ def train(
     """Train one model as a recipe says; the same command continues an interrupted run."""
     check_json_target(json_file)
     changes = change or []
-    loaded = load(recipe, [*(settings or []), *changes], "run")
-    if dry_run:
-        from ..pipeline.dry_run import dry_run as plan, print_dry_run
+    with goes_on_unread():
+        loaded = load(recipe, [*(settings or []), *changes], "run")
+        if dry_run:
+            from ..pipeline.dry_run import dry_run as plan, print_dry_run
 
-        report = plan(loaded)
-        print_dry_run(report)
-    else:
-        from ..pipeline.train import train as train_model
+            report = plan(loaded)
+            print_dry_run(report)
+        else:
+            from ..pipeline.train import train as train_model
 
-        report = train_model(loaded, changes)
-    write_json(json_file, report)
+            report = train_model(loaded, changes)
+        write_json(json_file, report)
 
 
 def run(recipe: RecipeFile, settings: Overrides = None, dry_run: DryRun = False, json_file: JsonFile = None) -> None:
@@ -56,17 +58,18 @@ def _run(
     recipe: Path, settings: list[str], dry_run: bool, json_file: Path | None, environ: dict[str, str] | None = None
 ) -> None:
     check_json_target(json_file)
-    loaded = load(recipe, settings, "stages", environ)
-    if dry_run:
-        from ..pipeline.dry_run import dry_run as plan, print_dry_run
+    with goes_on_unread():
+        loaded = load(recipe, settings, "stages", environ)
+        if dry_run:
+            from ..pipeline.dry_run import dry_run as plan, print_dry_run
 
-        report = plan(loaded)
-        print_dry_run(report)
-    else:
-        from ..pipeline.run import run as run_stages
+            report = plan(loaded)
+            print_dry_run(report)
+        else:
+            from ..pipeline.run import run as run_stages
 
-        report = run_stages(loaded)
-    write_json(json_file, report)
+            report = run_stages(loaded)
+        write_json(json_file, report)
 
 
 def quickstart(

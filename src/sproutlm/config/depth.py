@@ -209,8 +209,11 @@ def dial(
         embedding_parameters=embedding,
         block_parameters=blocks,
         batch_tokens=batch,
+        lr=found["lr"],
+        embedding_lr=found["embedding_lr"],
         head_lr=found["embedding_lr"],  # one setting, optimizer.embedding_lr, is the rate of both
-        **found,
+        scalar_lr=found["scalar_lr"],
+        weight_decay=found["weight_decay"],
         tokens=steps * batch,
         steps=steps,
     )

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..plan.limits import CGROUP, MEMBERSHIP, Limit, tightest
 from .finding import Examination
 
 # What pyproject.toml requires (a test compares): an import that works is no proof that the versions do.
@@ -31,7 +32,6 @@ EXTRAS = {
 GB = 1e9
 MEMORY_LEAST, MEMORY_GOOD = 0.7 * GB, 2 * GB  # the program alone takes about 0.35 GB; the quickstart about 1.5 GB
 DISK_LEAST, DISK_GOOD = 0.2 * GB, 2 * GB
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def examine_environment(folder: Path | None = None) -> Examination:
@@ -44,7 +44,8 @@ def examine_environment(folder: Path | None = None) -> Examination:
     libraries(found, [name for name in NEEDED if importlib.util.find_spec(name) is None])
     processors(found)
     threads(found, torch.get_num_threads(), usable_cores(), os.environ)
-    memory(found, psutil.virtual_memory().available, memory_limit())
+    machine = psutil.virtual_memory()
+    memory(found, machine.available, memory_limit(psutil.Process().memory_info().rss, machine.total))
     place = existing_parent(folder or Path.cwd() / "runs")
     disk(found, place, shutil.disk_usage(place).free)
     writable(found, "run folder", place, "choose another place with run=DIR, or change the folder's owner or mode")
@@ -131,26 +132,15 @@ def threads(found: Examination, torch_threads: int, cores: int, environ: Mapping
         found.ok("threads", what)
 
 
-def memory_limit(root: Path = CGROUP) -> int | None:
-    """Bytes that the container may still take (limit less use); None without a limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = (root / limit).read_text().strip(), (root / used).read_text().strip()
-        except OSError:
-            continue
-        if most.isdigit() and int(most) < 1 << 60:  # "max", or a number that means none
-            return max(0, int(most) - int(now))
-    return None
+def memory_limit(own: int, total: int, root: Path = CGROUP, membership: Path = MEMBERSHIP) -> Limit | None:
+    """What this process may still take, where less than the machine is allowed it; ``own``, ``total``: see ``tightest``."""
+    limit = tightest(own, total, root=root, membership=membership)
+    return None if limit.room >= total else Limit(max(0, limit.room - own), limit.what)
 
 
-def memory(found: Examination, available: int, limit: int | None) -> None:
-    left = available if limit is None else min(available, limit)
-    what = f"{left / GB:.1f} GB can be used" + (
-        " (the container's limit)" if limit is not None and limit == left else ""
-    )
+def memory(found: Examination, available: int, limit: Limit | None) -> None:
+    left = available if limit is None else min(available, limit.room)
+    what = f"{left / GB:.1f} GB can be used" + (f" ({limit.what})" if limit is not None and limit.room == left else "")
     cure = "end other programs, raise the container's limit, or train smaller (see: sprout train RECIPE --dry-run)"
     if left < MEMORY_LEAST:
         found.fail("memory", f"{what}; the program alone needs about {MEMORY_LEAST / GB:.1f} GB", cure)

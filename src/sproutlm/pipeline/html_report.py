@@ -233,7 +233,7 @@ def summary(views: Sequence[RunView], words: dict[str, str]) -> str:
         rows.append(
             [
                 one.name,
-                f"{max((row['step'] for row in one.rows), default=0):,}",
+                steps_made(one),
                 f"{max(map(tokens_at, one.rows), default=0):,.0f}",
                 number(next(reversed(values("loss")), None), ".4f", words),
                 number(min(values("val_loss"), default=None), ".4f", words),
@@ -244,6 +244,14 @@ def summary(views: Sequence[RunView], words: dict[str, str]) -> str:
             ]
         )
     return table([words[name] for name in head], rows)
+
+
+def steps_made(one: RunView) -> str:
+    """Steps of a run; with those that it was to make where it made fewer (cut off, still running, or stopped early)."""
+    made, planned = max((row["step"] for row in one.rows), default=0), (one.settings or {}).get("train.steps")
+    if isinstance(planned, int) and made < planned:
+        return f"{made:,} / {planned:,}"
+    return f"{made:,}"
 
 
 def differences(views: Sequence[RunView], words: dict[str, str]) -> str:
@@ -274,7 +282,7 @@ def samples(one: RunView, words: dict[str, str]) -> str:
     steps = sorted(by_step, reverse=True)
 
     def of(step: int) -> str:
-        return f"<h3>{words['step']} {step:,}</h3>" + "".join(sample(row, words) for row in by_step[step])
+        return f"<h3>{words['step'].format(n=f'{step:,}')}</h3>" + "".join(sample(row, words) for row in by_step[step])
 
     earlier = "".join(of(step) for step in steps[1:SAMPLE_STEPS])
     rest = len(steps) - SAMPLE_STEPS

@@ -256,9 +256,9 @@ def unmet(stage: EvalStage, figures: dict[str, Any]) -> list[str]:
 
 def plot_stages(pipeline: Pipeline, folder: Path) -> None:
     """``loss.png`` of the whole run: the training curves of its stages side by side."""
-    from ..train.metrics import plot_losses
+    from ..train.metrics import plot_or_say
 
     curves = {s.name: folder / s.name / "metrics.jsonl" for s in pipeline.stages if isinstance(s, TrainStage)}
     curves = {name: path for name, path in curves.items() if path.is_file()}
     if curves:
-        plot_losses(curves, folder / "loss.png")
+        plot_or_say(curves, folder / "loss.png")

@@ -24,7 +24,7 @@ from ..model.init import resize_vocab
 from ..objectives.next_token import next_token
 from ..train.allocator import keep_freed_memory
 from ..train.checkpoint import Checkpointer
-from ..train.metrics import plot_losses, read_metrics
+from ..train.metrics import plot_or_say, read_metrics
 from ..train.precision import choose_compute
 from ..train.trainer import Objective, Sampler, Trainer
 from .continuation import identity_of, record_continuation, run_lock
@@ -335,12 +335,16 @@ def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, resu
         save(final, prepared.tokenizer, run / "model")
     else:
         say(f"the model stays in the checkpoints and is not written to {run / 'model'}: {fault}")
-    metrics = read_metrics(run / "metrics.jsonl")
+    try:
+        metrics = read_metrics(run / "metrics.jsonl")
+    except OSError:  # it could never be written, which was said
+        metrics = []
     share = None
     if recipe.init_from not in (None, "random"):
         share = changed_share(final, Path(recipe.init_from))
         say(f"{share:.1%} of the weights changed (as bf16)")
-    plot_losses({recipe.name: run / "metrics.jsonl"}, run / "loss.png")
+    if metrics:
+        plot_or_say({recipe.name: run / "metrics.jsonl"}, run / "loss.png", say)
     losses = [r["loss"] for r in metrics if "loss" in r]
     validation: dict[str, Any] = next((r for r in reversed(metrics) if "val_loss" in r), {})
     say(f"done: {run / 'model'} (written in {time.perf_counter() - started:.1f} s)")

@@ -146,6 +146,20 @@ class Console:
         self.say(text)
 
 
+def plot_or_say(curves: dict[str, Path], out: Path, say: Callable[[str], None] = print) -> None:
+    """``plot_losses``; where the disk gives or takes nothing, a sentence in its place: a plot never ends a run."""
+    try:
+        plot_losses(curves, out)
+    except OSError as error:
+        with suppress(OSError):
+            hidden(out).unlink(missing_ok=True)
+        say(f"warning: {out} cannot be drawn ({error.strerror or error}); everything else of the run is there")
+
+
+def hidden(out: Path) -> Path:
+    return out.with_name(f".{out.name}.tmp")
+
+
 def plot_losses(curves: dict[str, Path], out: Path) -> None:
     """Draw training and validation loss against tokens into ``out`` (PNG), one panel for each named metrics file."""
     import matplotlib
@@ -167,7 +181,8 @@ def plot_losses(curves: dict[str, Path], out: Path) -> None:
         if axes.lines:
             axes.legend()
     figure.tight_layout()
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png")
-    plt.close(figure)
-    os.replace(temporary, out)
+    try:
+        figure.savefig(hidden(out), format="png")
+    finally:
+        plt.close(figure)
+    os.replace(hidden(out), out)
