@@ -12,8 +12,8 @@ import torch
 
 from sproutlm.doctor import environment
 from sproutlm.doctor.environment import GB
-from sproutlm.plan.limits import Limit
 from sproutlm.doctor.finding import Examination
+from sproutlm.plan.limits import Limit
 from sproutlm.train import precision
 
 Check = Callable[[Examination], Any]

@@ -178,7 +178,9 @@ def test_runs_of_other_lengths_figures_and_ends_are_compared(tmp_path: Path) -> 
     labels = [text for text in cells if " · " in text]
     assert {"half · training", "half · validation", "whole · training", "killed · training"} == set(labels)
     titles = [value for name, value in found.attributes if name == "aria-label"]
-    assert WORDS["en"]["val_bpb"] in titles and cells.count("half") > cells.count("begun"), "drawn where there are points"
+    assert WORDS["en"]["val_bpb"] in titles and cells.count("half") > cells.count("begun"), (
+        "drawn where there are points"
+    )
 
 
 def test_the_page_speaks_chinese_where_asked(tmp_path: Path) -> None:
