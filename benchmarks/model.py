@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contest import Contestant, channel, commit, device_name, peak_bytes
 from torch import Tensor
 
 from sproutlm.config.model import ModelConfig
@@ -128,6 +126,7 @@ def variants(theirs: Any, moe: bool) -> dict[str, Callable[[], None]]:
 
 def serve(who: str, name: str, args: argparse.Namespace) -> None:
     """A process that holds one of the two models and does what each line of its input asks for."""
+    out = channel()
     torch.set_num_threads(args.threads)
     if who == "ours":
         keep_freed_memory()
@@ -147,7 +146,7 @@ def serve(who: str, name: str, args: argparse.Namespace) -> None:
         theirs = None
     else:
         ours = None
-    print(json.dumps(about), flush=True)
+    print(json.dumps(about), file=out)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     for line in sys.stdin:
         mode, _, way = line.strip().partition(" ")
@@ -159,68 +158,39 @@ def serve(who: str, name: str, args: argparse.Namespace) -> None:
             our_step(ours, tokens, targets, backward) if who == "ours" else their_step(theirs, tokens, backward)
             if args.device == "cuda":
                 torch.cuda.synchronize()
-            print(json.dumps({"seconds": clock() - begin, "peak_bytes": peak_bytes(args.device)}), flush=True)
+            seconds = clock() - begin
+            print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(args.device)}), file=out)
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            print(json.dumps({"error": str(error).splitlines()[0][:200]}), flush=True)
+            print(json.dumps({"error": str(error).splitlines()[0][:200]}), file=out)
 
 
-def peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class Contestant:
+def contestant(who: str, name: str, dtype: str, args: argparse.Namespace) -> Contestant:
     """The other end of ``serve``."""
-
-    def __init__(self, who: str, name: str, dtype: str, args: argparse.Namespace) -> None:
-        settings = ["--dtypes", dtype, "--threads", args.threads, "--device", args.device]
-        settings += ["--clock", args.clock, "--scale", args.scale]
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", who, "--cases", name, *map(str, settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        self.about = self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a process ended early: run its line by hand: {' '.join(map(str, self.process.args))}")  # type: ignore[union-attr]
-        return json.loads(line)
-
-    def ask(self, mode: str, way: str = "") -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{mode} {way}\n")
-        self.process.stdin.flush()
-        found = self.answer()
-        time.sleep(0.3)  # the threads of a parallel region spin a moment before they sleep
-        return found
-
-    def end(self) -> None:
-        self.process.communicate()
+    settings = ["--dtypes", dtype, "--threads", args.threads, "--device", args.device]
+    settings += ["--clock", args.clock, "--scale", args.scale]
+    return Contestant([sys.executable, __file__, "--serve", who, "--cases", name, *map(str, settings)])
 
 
 def compare(name: str, dtype: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     case = CASES[name]
-    ours, theirs = Contestant("ours", name, dtype, args), Contestant("theirs", name, dtype, args)
+    ours, theirs = contestant("ours", name, dtype, args), contestant("theirs", name, dtype, args)
     tokens, found = case["rows"] * args.scale * case["seq"], []
     for mode in MODES:
         first: dict[str, float] = {}
         for way in theirs.about["ways"]:  # the fastest of their ways is the reference, found in two readings each
-            answers = [theirs.ask(mode, way) for _ in range(3)][1:]
+            answers = [theirs.ask(f"{mode} {way}") for _ in range(3)][1:]
             if "error" in answers[0]:
                 print(f"  transformers {way}: {answers[0]['error']}", flush=True)
                 continue
             first[way] = min(answer["seconds"] for answer in answers)
         best = min(first, key=first.__getitem__)
-        theirs.ask(mode, best)
+        theirs.ask(f"{mode} {best}")
         ours.ask(mode), ours.ask(mode)
         times: dict[str, list[float]] = {"ours": [], "theirs": []}
         for turn in range(args.rounds):
             order = [("ours", ours), ("theirs", theirs)]
-            for who, contestant in order if turn % 2 == 0 else order[::-1]:
-                answer = contestant.ask(mode)
+            for who, one in order if turn % 2 == 0 else order[::-1]:
+                answer = one.ask(mode)
                 times[who].append(answer["seconds"])
         row = {
             "case": case["what"], "dtype": dtype, "mode": mode, "rows": case["rows"] * args.scale, "seq": case["seq"],
@@ -274,11 +244,9 @@ def main() -> None:
         row for case in args.cases.split(",") for dtype in args.dtypes.split(",") for row in compare(case, dtype, args)
     ]
     if args.json:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        device = torch.cuda.get_device_name() if args.device == "cuda" else processor()
         about = {
             "command": "python benchmarks/model.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k not in NOT_SAID),
-            "commit": commit, "date": str(date.today()), "device": device, "threads": args.threads,
+            "commit": commit(), "date": str(date.today()), "device": device_name(args.device), "threads": args.threads,
             "torch": torch.__version__, "transformers": transformers.__version__, "rows": rows,
         }  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -322,17 +290,6 @@ def page(about: dict[str, Any], source: Path) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def processor() -> str:
-    """The CPU by the name it gives itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if (cpuinfo.exists())
-        else []
-    )
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores"
 
 
 if __name__ == "__main__":
