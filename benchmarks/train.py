@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
 DEFAULT_CASES = {"cpu": "26m,124m", "cuda": "64m,124m,0.6b,1.2b"}
 OURS, PEERS = ("ours", "ours-muon"), ("transformers", "litgpt", "nanogpt")
 NOT_SAID = ("json", "page", "from_json", "profile", "litgpt_python")
+READINGS = 3  # of each mode, beside the first
 HERE = Path(__file__).resolve().parent
 
 
@@ -111,20 +112,19 @@ def start(who: str, mode: str, spec: dict[str, Any], args: argparse.Namespace) -
 
 
 def pre_reading(who: str, mode: str, spec: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """A peer in one mode, in a process that ends afterwards: warmed up, then the better of two readings."""
+    """A peer in one mode, in a process that ends afterwards: warmed up, then the best of a few readings."""
     try:
         one = start(who, mode, spec, args)
         one.ask(str(args.steps))  # the first compiles
-        seconds = min(one.ask(str(args.steps))["seconds"] for _ in range(2))
-        answer = one.ask(str(args.steps))
+        answers = [one.ask(str(args.steps)) for _ in range(READINGS)]
         one.end()
     except Ended as error:
         print(f"  {who:13} {mode:24} {error}", flush=True)
         return {"error": str(error).split("; its line:")[0]}
     tokens = args.steps * spec["rows"] * spec["seq"]
     found = {
-        "tokens_per_second": round(tokens / min(seconds, answer["seconds"]), 1),
-        "peak_bytes": answer["peak_bytes"],
+        "tokens_per_second": round(tokens / min(answer["seconds"] for answer in answers), 1),
+        "peak_bytes": answers[-1]["peak_bytes"],
     }
     print(
         f"  {who:13} {mode:24} {found['tokens_per_second']:9.0f} tok/s {found['peak_bytes'] / 1e9:6.2f} GB", flush=True
@@ -301,6 +301,8 @@ def arguments() -> argparse.Namespace:
         wrong = [name for name in getattr(args, option).split(",") if name not in names]
         if wrong:
             parser.error(f"--{option}: {wrong[0]!r} is none; expected some of {', '.join(names)}")
+    if args.from_json and not (args.page and args.json):
+        parser.error("--from-json: name the figures with --json and the page with --page")
     if args.page and not args.json:
         parser.error("--page: it is written from the figures; name their file with --json")
     if args.profile and not set(args.only.split(",")) & set(OURS):
@@ -323,17 +325,24 @@ def main() -> None:
     for name in args.cases.split(","):
         rows.append(compare(name, args))
         told(rows[-1])
-    if args.json:
-        versions = {k: v for row in rows for one in row["contestants"].values() for k, v in one.pop("versions").items()}
-        about = {
-            "command": "python benchmarks/train.py " + " ".join(f"--{k} {v}" for k, v in said.items()),
-            "commit": commit(), "date": str(date.today()), "device": device_name(args.device), "threads": args.threads,
-            "clock": args.clock, "rounds": args.rounds, "versions": versions, "rows": rows,
-        }  # fmt: skip
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(about, indent=2) + "\n")
+        if args.json:  # after each case: the next one may end badly
+            write(rows, said, args)
     if args.page:
         args.page.write_text(page(json.loads(args.json.read_text()), args.json))
+
+
+def write(rows: list[dict[str, Any]], said: dict[str, Any], args: argparse.Namespace) -> None:
+    """The cases so far, and how they were measured, into ``--json``."""
+    contestants = [one for row in rows for one in row["contestants"].values()]
+    about = {
+        "command": "python benchmarks/train.py " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in said.items()),
+        "commit": commit(), "date": str(date.today()), "device": device_name(args.device), "threads": args.threads,
+        "clock": args.clock, "rounds": args.rounds,
+        "versions": {name: version for one in contestants for name, version in one["versions"].items()},
+        "rows": rows,
+    }  # fmt: skip
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

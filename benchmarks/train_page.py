@@ -35,7 +35,7 @@ def page(about: dict[str, Any], source: Path) -> str:
         "",
         "SproutLM keeps float32 weights and optimizer state and computes in the type that is named as its mode. Of the "
         "peers, `float32` and `autocast` keep float32 weights; **`bf16` has none**: weights and optimizer state are bf16 as "
-        "well, so that small updates are lost to rounding. It is their fastest way and is compared with all the same.",
+        "well, so that small updates are lost to rounding. It is compared with all the same.",
         "",
         "The nanoGPT-style model has GPT-2's blocks in every case, at the same width and depth; litgpt has no learned "
         "positions and rotates a quarter of each head in GPT-2's shape. What makes the difference: `docs/experiments.md`.",
