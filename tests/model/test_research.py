@@ -71,6 +71,7 @@ def test_an_option_that_is_off_leaves_no_parameter_and_all_off_no_module() -> No
         "x0_lambdas": {"research.x0_lambdas"},
         "smear": {"research.smear_lambda", "research.smear_gate"},
         "unet_skips": {"research.skip_weights"},
+        "embedding_norm": set(),  # a norm without weight
     }
 
 

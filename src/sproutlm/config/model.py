@@ -16,7 +16,7 @@ Family = Literal[
 ]  # fmt: skip
 
 
-ResearchPart = Literal["value_embeddings", "residual_lambdas", "x0_lambdas", "smear", "unet_skips"]
+ResearchPart = Literal["value_embeddings", "residual_lambdas", "x0_lambdas", "smear", "unet_skips", "embedding_norm"]
 
 
 class RopeScaling(Strict):
@@ -137,7 +137,8 @@ class ModelConfig(Strict):
         (),
         description="family: research only, as no other program has them. value_embeddings: further embedding tables, "
         "added to the values of every second layer; residual_lambdas, x0_lambdas: each layer reads lambda * x + mu * "
-        "embedding; smear: part of the embedding of the token before; unet_skips: late layers read early ones' outputs too.",
+        "embedding; smear: part of the embedding of the token before; unet_skips: late layers read early ones' outputs too; "
+        "embedding_norm: embeddings are normalised (RMSNorm without weight) before anything reads them.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the two residual branches of each block.")
 

@@ -134,6 +134,8 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x, scale = self.embed_tokens(tokens), self.config.embedding_scale
+        if "embedding_norm" in self.config.research:
+            x = F.rms_norm(x, x.shape[-1:], None, self.config.norm_eps)
         # Rounded to the compute type first, as the checkpoints that have one were trained.
         return x if scale == 1.0 else x * torch.full((), scale, dtype=x.dtype, device=x.device)
 
