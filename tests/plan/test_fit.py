@@ -11,7 +11,18 @@ from sproutlm.config.model import ModelConfig
 from sproutlm.config.presets import PRESETS
 from sproutlm.config.schema import Recipe
 from sproutlm.plan import Setting, count, inference_memory, training_memory
-from sproutlm.plan.fit import CARDS, EFFECTS, LEVERS, USABLE, cards, fit_training, longest_context, machine
+from sproutlm.plan.fit import (
+    CARDS,
+    CHECKPOINTING,
+    EFFECTS,
+    LEVERS,
+    USABLE,
+    _checkpointing_time,
+    cards,
+    fit_training,
+    longest_context,
+    machine,
+)
 
 GPT2 = ModelConfig(**PRESETS["gpt2"].shape)
 ASKED = Setting(rows=64, seq_len=1024, optimizer="adamw")
@@ -41,14 +52,27 @@ def test_the_named_settings_make_it_fit_and_less_would_not(gib: float) -> None:
 
 
 def test_what_changes_least_comes_first() -> None:
-    """Each room takes what is needed and nothing that changes more: fewer rows, then other rounding, then another optimizer
-    and shorter rows."""
-    shortest = replace(ASKED, rows=1, seq_len=256)
-    rooms = [400 * 2**30, 8 * 2**30, need(replace(ASKED, rows=1)) - 1, need(replace(shortest, optimizer="muon"))]
+    """Each room takes what is needed and nothing that changes more: fewer rows, then time for memory, then other rounding,
+    then shorter rows (Muon's working room is too large here)."""
+    one = replace(ASKED, rows=1)
+    least = replace(one, checkpointing="blocks", loss_chunk=128)
+    rooms = [400 * 2**30, 8 * 2**30, need(one) - 1, need(least), need(replace(least, compute="float32"))]
     kinds = [set(fit_training(GPT2, ASKED, room)["settings"]) for room in rooms]
     assert kinds[0] == set() and kinds[1] == {"train.micro_batch"}
-    assert kinds[2] == {"train.micro_batch", "train.compute"}
-    assert kinds[3] == {"train.micro_batch", "optimizer.name", "data.seq_len"}
+    assert kinds[2] in ({"train.micro_batch", "train.loss_chunk"}, {"train.micro_batch", "train.checkpointing"})
+    assert kinds[3] == {"train.micro_batch", "train.checkpointing", "train.loss_chunk"}
+    assert "train.compute" in kinds[4] and "data.seq_len" not in kinds[4]
+    assert "data.seq_len" in fit_training(GPT2, ASKED, need(replace(least, compute="float32")) - 1)["settings"]
+
+
+def test_checkpointing_is_offered_from_what_a_recipe_has() -> None:
+    """Never less than it asked for, and with what it costs: selective less than blocks."""
+    room = need(replace(ASKED, checkpointing="blocks", rows=32))
+    for asked, named in (("none", {"blocks"}), ("selective", {"blocks"}), ("blocks", set())):
+        cures = fit_training(GPT2, replace(ASKED, checkpointing=asked), room)["cures"]
+        assert {c["settings"].get("train.checkpointing") for c in cures} - {None} == named
+    costs = {c: _checkpointing_time(GPT2, ASKED, replace(ASKED, checkpointing=c)) for c in CHECKPOINTING}
+    assert costs["none"] == 1.0 < costs["selective"] < costs["blocks"] < 4 / 3
 
 
 def test_what_no_setting_helps_does_not_fit() -> None:
@@ -62,8 +86,6 @@ def test_what_no_setting_helps_does_not_fit() -> None:
 
 def test_every_setting_named_is_a_key_of_a_recipe() -> None:
     for key in FIELDS:
-        if key in ("train.checkpointing", "train.loss_chunk") and not Setting.has(key.split(".")[1]):
-            continue  # offered only where the trainer has it
         section, name = key.split(".")
         assert name in Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 
@@ -99,7 +121,7 @@ def test_cures_are_ranked_by_what_happens_to_the_training() -> None:
 
 
 def test_side_by_side_costs_a_set_of_activations_each_and_taking_turns_is_a_cure() -> None:
-    asked = Setting(rows=8, seq_len=256, compute="float32", device="cpu", streams=4)
+    asked = Setting(8, 256, "float32", device="cpu", streams=4, checkpointing="blocks", loss_chunk=128)
     config = ModelConfig(vocab_size=1000, dim=256, n_layers=8, n_heads=4)
     one, four = (training_memory(config, replace(asked, streams=n)) for n in (1, 4))
     assert four["activations"] == 4 * one["activations"] and four["gradients"] > one["gradients"]

@@ -105,6 +105,19 @@ def kept_bytes(model: Transformer, how: str) -> int:
         return sum(alive.sizes.values())
 
 
+@pytest.mark.parametrize("how", ["none", *HOW])
+def test_nothing_of_a_pass_outlives_it(how: str) -> None:
+    """Also of experts, whose routers' figures belong to the graph and leave the block beside its result."""
+    model = model_of(SHAPES["experts"])
+    model.checkpointing = how
+    left = []
+    with Alive() as alive:
+        for _ in range(3):  # the first makes tables that are kept
+            torch.autograd.grad(next_token(model, packed(model.config.vocab_size))[0], list(model.parameters()))
+            left.append(sum(alive.sizes.values()))
+    assert left[0] == left[1] == left[2]
+
+
 def test_blocks_keep_least_and_selective_less_than_all() -> None:
     model = model_of({"n_layers": 6})
     everything, most, least = (kept_bytes(model, how) for how in ("none", "selective", "blocks"))

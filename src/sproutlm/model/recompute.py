@@ -36,13 +36,15 @@ def recomputed(
     """``block(x, *inputs, routing, extra)``, of which only ``x`` (how: blocks) or also its products (selective) are kept.
     (batch, seq, dim) -> the same.
 
-    What the router did is noted once: the second pass notes it in an object of its own, which nobody reads. The state of
+    What the router did is noted once: the second pass notes it in an object of its own, which nobody reads. (The function
+    that is kept for it must not hold ``routing``, whose tensors lead back to it: such a ring is never freed.) The state of
     the random generator is kept only where dropout draws from it, because it is the whole process's: threads that each
     compute a micro-batch would put back one another's.
     """
+    asked = routing is not None
 
     def once(x: Tensor) -> tuple[Tensor, Routing | None]:
-        noted = None if routing is None else Routing()
+        noted = Routing() if asked else None
         return block(x, *inputs, noted, extra), noted
 
     parts = list(block.modules())

@@ -79,8 +79,8 @@ def setting_of(recipe: Recipe, compute: Compute, device: Device = "card", config
         recipe.data.document_mask,
         device,
         max(1, min(streams, step_rows // rows)),
-        getattr(recipe.train, "checkpointing", "none"),
-        getattr(recipe.train, "loss_chunk", None) or 0,
+        recipe.train.checkpointing,
+        recipe.train.loss_chunk,
         recipe.train.batch_tokens,
     )
 
@@ -114,6 +114,7 @@ def step_seconds(
     rows = min(recipe.train.micro_batch or recipe.train.batch_tokens // seq, max(1, 4096 // seq))
     rows = max(1, rows // streams)
     model = Transformer(config).init_weights(0).to(device)
+    model.checkpointing = recipe.train.checkpointing
     weights = MasterWeights(model, compute)
     tokens = torch.randint(0, config.vocab_size, (rows, seq), generator=torch.Generator().manual_seed(0)).to(device)
     positions = torch.arange(seq, device=device).expand(rows, seq)

@@ -20,7 +20,7 @@ from ..config.model import ModelConfig
 from ..config.presets import PRESETS
 from .count import count
 from .flops import attention_flops, flops, matrix_entries, muon_flops
-from .memory import MASTER, PROGRAM, Setting, training_memory
+from .memory import MASTER, PROGRAM, Checkpointing, Setting, training_memory
 from .places import NAMED
 
 # Each activation that is kept: written and read in the forward pass, read in the backward pass, its gradient written and read.
@@ -170,7 +170,7 @@ def step(
     }
 
 
-def memory_per_card(config: ModelConfig, seq_len: int, rows: int, n: int, checkpointing: str = "none") -> int:
+def memory_per_card(config: ModelConfig, seq_len: int, rows: int, n: int, checkpointing: Checkpointing = "none") -> int:
     """Bytes on each card with weights, gradients and state sharded over ``n``, and two gathered blocks in bf16."""
     parts = training_memory(
         config, Setting(rows, seq_len, "bf16", "adamw", document_mask=False, checkpointing=checkpointing)

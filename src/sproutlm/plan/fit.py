@@ -14,13 +14,19 @@ from typing import Any
 
 from ..config.model import ModelConfig
 from .flops import flops, muon_flops
-from .memory import Compute, Setting, inference_memory, step_bytes
+from .memory import Checkpointing, Compute, Setting, inference_memory, step_bytes
 from .places import CARDS, USABLE, Place, cards, machine
 
 __all__ = ["CARDS", "LEVERS", "USABLE", "Lever", "Place", "cards", "fit_training", "longest_context", "machine"]
 
 SHORTEST_ROW = 256
-SHORTEST_CHUNK = 128
+# Tokens of a chunk of logits. Down to the first the loss takes no longer (one thread, 6,400 and 32,000 ids); with the second
+# 2 % longer to two thirds longer (bf16, 32,000 ids).
+FREE_CHUNK, SHORTEST_CHUNK = 512, 128
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "blocks")
+# Share of the forward pass's time that repeating all but its products takes: measured in bf16 on a CPU (model/recompute.py);
+# less in float32, and on cards.
+WITHOUT_PRODUCTS = 0.65
 MOST_ROWS = 1024
 MOST_CURES = 5
 # What happens to the training, in the order of preference.
@@ -66,7 +72,13 @@ def _checkpointing_time(config: ModelConfig, asked: Setting, found: Setting) -> 
     """The blocks' forward pass is made twice: four products of each matrix in place of three, the head's not."""
     work = flops(config, asked.seq_len)
     head = 2.0 * config.vocab_size * config.dim
-    return (work.training + work.forward - head) / work.training
+    share = {"none": 0.0, "selective": WITHOUT_PRODUCTS, "blocks": 1.0}
+    more = share[found.checkpointing] - share[asked.checkpointing]
+    return 1.0 + more * (work.forward - head) / work.training
+
+
+def _chunk_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
+    return 1.0 if found.loss_chunk >= FREE_CHUNK else None
 
 
 def _muon_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
@@ -81,12 +93,8 @@ LEVERS: tuple[Lever, ...] = (
         "train.loss_chunk",
         "loss_chunk",
         EFFECTS[0],
-        lambda s: (
-            [s.loss_chunk, SHORTEST_CHUNK]
-            if s.has("loss_chunk") and (not s.loss_chunk or s.loss_chunk > SHORTEST_CHUNK)
-            else [s.loss_chunk]
-        ),
-        _no_time,
+        lambda s: [s.loss_chunk, *(n for n in (FREE_CHUNK, SHORTEST_CHUNK) if not 0 < s.loss_chunk <= n)],
+        _chunk_time,
         "logits of fewer tokens at once",
     ),
     Lever("train.micro_batch", "rows", EFFECTS[0], _rows, _no_time, "fewer rows at once, more passes per step"),
@@ -102,9 +110,9 @@ LEVERS: tuple[Lever, ...] = (
         "train.checkpointing",
         "checkpointing",
         EFFECTS[0],
-        lambda s: ["none", "blocks"] if s.has("checkpointing") and s.checkpointing == "none" else [s.checkpointing],
+        lambda s: list(CHECKPOINTING[CHECKPOINTING.index(s.checkpointing) :]),
         _checkpointing_time,
-        "blocks are computed again for the backward pass",
+        "blocks (selective: but for their products) are computed again in the backward pass",
     ),
     Lever(
         "train.compute",

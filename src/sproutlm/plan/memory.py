@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 
 from ..config.model import ModelConfig
-from ..config.schema import TrainConfig
 from ..model.attention import in_blocks
 from ..model.block_attention import KEPT, block_rows
 from ..train.loss import VOCAB_BLOCK, chunk_tokens
@@ -25,6 +24,7 @@ from .count import parameters, used_share
 
 Compute = Literal["bf16", "float32"]
 Optimizer = Literal["muon", "adamw"]
+Checkpointing = Literal["none", "blocks", "selective"]
 BYTES: dict[Compute, int] = {"bf16": 2, "float32": 4}
 TORCH: dict[Compute, torch.dtype] = {"bf16": torch.bfloat16, "float32": torch.float32}
 MASTER = 4  # bytes of a float32 master weight, gradient or state
@@ -57,14 +57,9 @@ class Setting:
     document_mask: bool = True
     device: Device = "card"
     streams: int = 1  # micro-batches side by side, each of ``rows``: a CPU's
-    checkpointing: str = "none"  # "blocks": a block keeps its input alone and is computed again
+    checkpointing: Checkpointing = "none"  # what a block keeps: all, its input and products (selective), or its input
     loss_chunk: int = 0  # tokens whose logits exist at once; 0 = as the loss chooses
     step_tokens: int = 0  # of a whole optimizer step; 0 = not known
-
-    @staticmethod
-    def has(key: str) -> bool:
-        """Whether the trainer of this version has the setting ``train.KEY``."""
-        return key in TrainConfig.model_fields
 
     @property
     def tokens(self) -> int:
@@ -78,12 +73,14 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
     copies = 0 if setting.compute == "float32" else total * size  # the rounded weights; the masters stay beside them
     streams, on_cpu = setting.streams, setting.device == "cpu"
     activations, logits = streams * _activations(config, setting), streams * _logits(config, setting)
-    # Gradients in the compute type come while activations go, so that only what exceeds their room counts. Side by side
-    # each micro-batch has gradients of its own until all are added up.
+    # Gradients in the compute type come while activations go, so that only what exceeds their room counts: all of it, but
+    # for the block that is computed again at last. Side by side each micro-batch has gradients of its own until all are
+    # added up.
     low = streams * total * size if streams > 1 else copies
+    again = 0 if setting.checkpointing == "none" else setting.tokens * max(_layers(config, setting))
     parts = {
         "parameters": total * MASTER + copies,
-        "gradients": total * MASTER + (low if streams > 1 else max(0, low - activations - logits)),
+        "gradients": total * MASTER + (low if streams > 1 else max(0, low - (activations - again) - logits)),
         "optimizer": _optimizer_state(config, setting.optimizer),
         "activations": activations,
         "logits": logits,
@@ -143,17 +140,38 @@ def _update_blocks(config: ModelConfig, setting: Setting) -> list[list[int]]:
     return found
 
 
-def _activations(config: ModelConfig, setting: Setting) -> int:
-    size, tokens = BYTES[setting.compute], setting.tokens
+def _layers(config: ModelConfig, setting: Setting) -> list[int]:
+    """Bytes per token that each block keeps when it keeps everything."""
+    size, seq_len = BYTES[setting.compute], setting.seq_len
     layers = [_block_bytes(config, layer, size, setting) for layer in range(config.n_layers)]
-    grouped, seq_len = config.n_kv_heads != config.n_heads, setting.seq_len
+    grouped = config.n_kv_heads != config.n_heads
     if not config.attention_softcap and in_blocks(setting.device, TORCH[setting.compute], grouped, seq_len, seq_len):
         layers = [layer + _block_attention(config, seq_len) * size for layer in layers]
-    if setting.checkpointing == "blocks":  # inputs of all, and one block at a time with everything it keeps
-        layers = [max(layers), *[config.dim * size] * config.n_layers]
-    # All blocks keep theirs; gradients of the widest one pass through while it goes backward. Then: the input of the last
-    # norm, its output, the trained positions of it, and their gradient.
-    kept = tokens * (sum(layers) + max(layers) // 2 + (4 * config.dim + _research_channels(config)) * size)
+    return layers
+
+
+def _products(config: ModelConfig, layer: int, setting: Setting) -> int:
+    """Channels per token of what ``model/recompute.py`` keeps of a block beside its input."""
+    if setting.checkpointing != "selective" or config.has_experts(layer):
+        return 0
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    grouped, seq_len = config.n_kv_heads != config.n_heads, setting.seq_len
+    blocks = in_blocks(setting.device, TORCH[setting.compute], grouped, seq_len, seq_len)
+    fused = 0 if blocks or config.attention_softcap else q
+    return q + 2 * kv + fused + config.dim + (2 if config.gated else 1) * config.ffn_dim + config.dim
+
+
+def _activations(config: ModelConfig, setting: Setting) -> int:
+    size, tokens = BYTES[setting.compute], setting.tokens
+    layers = _layers(config, setting)
+    if setting.checkpointing != "none":  # what each keeps, and one block at a time with everything
+        inputs = [(config.dim + _products(config, layer, setting)) * size for layer in range(config.n_layers)]
+        layers = [max(layers), *inputs]
+    # All blocks keep theirs; gradients of the widest one pass through while it goes backward, in the places of what it frees
+    # where it is one that was just made again. Then: the input of the last norm, its output, the trained positions of it, and
+    # their gradient.
+    through = max(layers) // (2 if setting.checkpointing == "none" else 8)
+    kept = tokens * (sum(layers) + through + (4 * config.dim + _research_channels(config)) * size)
     windows = {config.window_of(layer) for layer in range(config.n_layers)}
     masks = [setting.rows if setting.document_mask else 1 for w in windows if setting.document_mask or 0 < w]
     # Additive, in the compute type; while it is made also as two of bool.
