@@ -28,7 +28,7 @@ def plan(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="NAME|SIZE", help="Plan for one: cpu, 8GB, 3060, 4090, a100, h100, h200."),
+        typer.Option("--device", metavar="NAME|SIZE", help="Plan for one: cpu, 8GB, 3060, 4060, 4090, a100, h100, ..."),
     ] = None,
     price: Annotated[
         float | None, typer.Option("--price", metavar="X", min=0, help="What an hour of --device costs (of a card).")

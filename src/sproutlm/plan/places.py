@@ -38,7 +38,12 @@ NAMED: dict[str, Place] = {
         _card("a100", 80, 312.0, 0.0, 2.039, "NVIDIA A100 80GB datasheet, SXM4"),
         _card("4090", 24, 165.2, 330.3, 1.008, "NVIDIA Ada GPU architecture whitepaper, appendix A"),
         # 112 tensor cores of the generation whose 272 make 59.5 TFLOP/s at 1.71 GHz (GA102 whitepaper, RTX 3080), at 1.777 GHz.
+        _card("3090", 24, 71.0, 0.0, 0.936, "NVIDIA GA102 whitepaper, appendix A"),
+        # 136 and 96 tensor cores of the generation whose 512 make 165.2 TFLOP/s at 2.52 GHz (the 4090), at 2.535 and 2.46 GHz.
+        _card("4060ti", 16, 44.1, 88.3, 0.288, "Ada whitepaper's rate per core x 136 cores x 2.535 GHz"),
+        _card("4060", 8, 30.2, 60.5, 0.272, "Ada whitepaper's rate per core x 96 cores x 2.46 GHz"),
         _card("3060", 12, 25.5, 0.0, 0.360, "GA102 whitepaper's rate per core x 112 cores x 1.777 GHz"),
+        _card("3050", 6, 13.5, 0.0, 0.168, "GA102 whitepaper's rate per core x 72 cores x 1.47 GHz (the 6 GB card)"),
     )
 }
 
