@@ -101,3 +101,9 @@ def test_a_stage_needs_no_name_in_its_recipe_but_no_unknown_key() -> None:
     assert accepts(SCHEMA, {"name": "all", "stages": [stage]})
     assert not accepts(SCHEMA, {"name": "all", "stages": [stage | {"recipe": inner | {"sead": 1}}]})
     assert not accepts(SCHEMA, {"name": "all", "stages": [stage | {"recipe": inner | {"run": "x"}}]})
+
+
+def test_how_to_train_may_be_left_out_where_depth_chooses_it() -> None:
+    short = {key: value for key, value in GOOD.items() if key != "train"}
+    assert not accepts(SCHEMA, short) and accepts(SCHEMA, short | {"model": {"depth": 6}})
+    assert accepts(SCHEMA, GOOD | {"model": {"depth": 6}})

@@ -28,6 +28,11 @@ def json_schema() -> dict[str, Any]:
     folder = {"type": "string", "description": "A tokenizer's folder, a run folder or a Hugging Face folder."}
     for section in ("Recipe", "TokenizerStage"):
         _replace(definitions[section], "tokenizer", [folder, {"$ref": "#/$defs/TokenizerConfig"}])
+    # How to train may be left out where `model.depth` chooses it.
+    recipe = definitions["Recipe"]
+    recipe["required"] = [name for name in recipe["required"] if name != "train"]
+    dialled = {"properties": {"model": {"type": "object", "required": ["depth"]}}, "required": ["model"]}
+    recipe["anyOf"] = [{"required": ["train"]}, dialled]
     # A training stage holds a recipe whose name and run folder come from the stage.
     stage_recipe = copy.deepcopy(definitions["Recipe"])
     stage_recipe["title"] = "StageRecipe"
