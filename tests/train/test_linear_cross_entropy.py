@@ -160,3 +160,32 @@ def test_token_nll_is_the_loss_of_each_target() -> None:
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
     torch.testing.assert_close(each, expected.view(targets.shape), rtol=1e-6, atol=1e-6)
     assert (each[targets == IGNORE] == 0).all() and not each.requires_grad
+
+
+def sure_of_id_0(dtype: torch.dtype, scale: float, told: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients of ``scale`` times it where every other id has a probability of about 1e-7."""
+    g = torch.Generator().manual_seed(0)
+    weight = (torch.randn(64, 16, generator=g) * 0.1).half()
+    weight[0] = 1.0
+    hidden = torch.ones(1, 6, 16).half()
+    hidden, weight = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+    loss = cross_entropy_sum(hidden, weight, torch.zeros(1, 6, dtype=torch.int64), chunk=4, scale=told)
+    return loss.detach(), list(torch.autograd.grad(loss * scale, [hidden, weight]))
+
+
+def test_whatever_scale_it_is_told_the_gradient_is_that_of_the_loss() -> None:
+    plain, expected = sure_of_id_0(torch.float32, 1.0, 1.0)
+    for told in (1024.0, 16.0):
+        loss, found = sure_of_id_0(torch.float32, 1024.0, told)
+        assert torch.equal(loss, plain)
+        for one, other in zip(expected, found, strict=True):
+            assert torch.equal(one * 1024, other)  # a power of two rounds nothing
+
+
+def test_in_fp16_small_gradients_are_kept_by_the_scale_that_is_told() -> None:
+    """1e-7 has no more than one digit in fp16: made 4,096 times as large before it is rounded it has three."""
+    scale = 4096.0
+    rows = [sure_of_id_0(torch.float32, scale, 1.0)[1][1][1:]]  # of the weight, without id 0
+    rows += [sure_of_id_0(torch.float16, scale, told)[1][1][1:].float() for told in (1.0, scale)]
+    late, early = (((row - rows[0]).norm() / rows[0].norm()).item() for row in rows[1:])
+    assert early < 0.01 and late > 0.1

@@ -17,16 +17,17 @@ from ..train.loss import cross_entropy_sum, cross_entropy_with_z
 
 
 def next_token(
-    model: Transformer, batch: Batch, z_loss: float = 0.0, chunk: int = 0
+    model: Transformer, batch: Batch, z_loss: float = 0.0, chunk: int = 0, scale: float = 1.0
 ) -> tuple[Tensor, int, dict[str, tuple[float, float]]]:
     """Sum of token losses (nats) and number of trained targets; the loss runs inside ``forward``, as its head.
 
     ``z_loss`` weighs log(Z)^2 of each target in the gradient, not in the value; the metric of that name is what it adds.
-    ``chunk``: tokens whose logits exist at once; 0 = as many as the loss chooses.
+    ``chunk``: tokens whose logits exist at once; 0 = as many as the loss chooses. ``scale``: what the trainer multiplies the sum
+    by before the backward pass (fp16); no value changes with it.
     """
     config, count = model.config, batch.trained
     routing = Routing() if config.moe is not None and torch.is_grad_enabled() else None
-    how: dict[str, Any] = {"targets": batch.targets, "chunk": chunk, "softcap": config.logit_softcap}
+    how: dict[str, Any] = {"targets": batch.targets, "chunk": chunk, "softcap": config.logit_softcap, "scale": scale}
     head: Head = partial(cross_entropy_with_z, z_loss=z_loss, **how) if z_loss else partial(cross_entropy_sum, **how)
     found = model(batch.tokens, batch.positions, batch.document_ids, head=head, routing=routing)
     loss_sum, squares = found if z_loss else (found, None)

@@ -31,11 +31,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     With Z = sum(exp(logits)), ``z_loss`` * log(Z)^2 of each target adds ``2 * z_loss * log(Z) * softmax`` to the gradient
     of its logits and nothing to the sum; the second output is the sum of those squares, 0 where ``z_loss`` is 0.
+
+    ``scale``: what the sum will be multiplied by before the backward pass. The gradients are made with it, before they are
+    rounded; backward divides by it again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float, z_loss: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        softcap: float,
+        z_loss: float,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight: Tensor | None = None
@@ -51,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = product(h, weight.T)  # (chunk, vocab)
             rows = _rows_at_once(logits)
             for part, wanted in zip(logits.split(rows), t.split(rows), strict=True):
-                loss, square = _gradient_in_place(part, wanted, softcap, z_loss)
+                loss, square = _gradient_in_place(part, wanted, softcap, z_loss, scale)
                 total += loss
                 squares += square
             if grad_hidden is not None:
@@ -61,15 +71,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight[first : first + VOCAB_BLOCK] += product(logits[:, first : first + VOCAB_BLOCK].T, h)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(squares)
+        ctx.scale = scale
         return total, squares
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_outputs[0]
+        scale = grad_outputs[0] / ctx.scale
         grads = ctx.saved_tensors
         if scale.device.type != "cpu" or scale != 1:  # as it is for a sum; asking a GPU would make it wait
             grads = [None if grad is None else grad * scale.to(grad.dtype) for grad in grads]
-        return (*grads, *(None,) * 4)
+        return (*grads, *(None,) * 5)
 
 
 def _rows_at_once(logits: Tensor) -> int:
@@ -79,8 +90,11 @@ def _rows_at_once(logits: Tensor) -> int:
     return max(1, CACHED_BYTES // (4 * logits.shape[1]))
 
 
-def _gradient_in_place(logits: Tensor, targets: Tensor, softcap: float, z_loss: float) -> tuple[Tensor, Tensor | float]:
-    """Put the gradient of the loss in place of ``logits`` (rows, vocab); returns the losses' sum, and that of log(Z)^2."""
+def _gradient_in_place(
+    logits: Tensor, targets: Tensor, softcap: float, z_loss: float, scale: float
+) -> tuple[Tensor, Tensor | float]:
+    """Put the gradient of ``scale`` times the loss in place of ``logits`` (rows, vocab); returns the losses' sum, and that
+    of log(Z)^2."""
     x = logits.float()  # the logits themselves where they are float32
     slope = None
     if softcap:
@@ -97,6 +111,8 @@ def _gradient_in_place(logits: Tensor, targets: Tensor, softcap: float, z_loss: 
     x.scatter_add_(1, targets[:, None], torch.full_like(log_z, -1.0))
     if slope is not None:
         x.mul_(slope)
+    if scale != 1.0:
+        x.mul_(scale)
     if x is not logits:
         logits.copy_(x)
     return (log_z - of_target).sum(), log_z.square().sum() if z_loss else 0.0
@@ -109,13 +125,15 @@ def cross_entropy_sum(
     chunk: int | None = None,
     *,
     softcap: float = 0.0,
+    scale: float = 1.0,
 ) -> Tensor:
     """Sum of the token losses in nats, float32 scalar; targets of -100 are left out before any product.
 
-    ``softcap`` bounds the logits: the model's ``logit_softcap``.
+    ``softcap`` bounds the logits: the model's ``logit_softcap``. ``scale``: what the caller multiplies the sum by before
+    ``backward()``: in fp16 the gradient of a logit is then rounded at that size. Values and gradients are the same.
     Shapes: hidden (batch, seq, dim), weight (vocab, dim), targets (batch, seq) int64.
     """
-    return cross_entropy_with_z(hidden, weight, targets, chunk, softcap=softcap, z_loss=0.0)[0]
+    return cross_entropy_with_z(hidden, weight, targets, chunk, softcap=softcap, z_loss=0.0, scale=scale)[0]
 
 
 def cross_entropy_with_z(
@@ -126,6 +144,7 @@ def cross_entropy_with_z(
     *,
     softcap: float = 0.0,
     z_loss: float,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``cross_entropy_sum``, and the sum over its targets of log(Z)^2, which has no gradient of its own.
 
@@ -134,9 +153,9 @@ def cross_entropy_with_z(
     """
     keep = (targets != IGNORE).reshape(-1).nonzero().squeeze(1)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return _LinearCrossEntropy.apply(
-        flat[keep], weight, targets.reshape(-1)[keep], chunk or chunk_tokens(len(weight), weight.dtype), softcap, z_loss
-    )
+    chunk = chunk or chunk_tokens(len(weight), weight.dtype)
+    wanted = targets.reshape(-1)[keep]
+    return _LinearCrossEntropy.apply(flat[keep], weight, wanted, chunk, softcap, z_loss, scale)
 
 
 @torch.no_grad()
