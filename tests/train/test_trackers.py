@@ -183,6 +183,27 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
     assert found.Tensors("sample/1/text_summary")
 
 
+def test_tensorboard_on_a_full_disk_is_said_once_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer has a thread of its own, whose death is no traceback on the screen."""
+    records = pytest.importorskip("tensorboard.summary.writer.record_writer", reason="needs sproutlm[track]")
+    shown: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", before := lambda error: shown.append(error))
+    said: list[str] = []
+    trackers = make(["tensorboard"], about(tmp_path), said.append)
+    trackers.rewind(-1)
+
+    def full(self: Any, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.RecordWriter, "write", full)
+    for step in range(5):
+        trackers.write({"step": step, "loss": 1.0})
+    trackers.close()
+    assert sum("No space left" in s for s in said) == 1 and "tensorboard: 3 rows were not taken" in said[-1]
+    assert not shown and threading.excepthook is before
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
+
+
 def ids(run: Path) -> dict[str, Any]:
     return json.loads((run / "trackers.json").read_text())
 

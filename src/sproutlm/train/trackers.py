@@ -158,6 +158,7 @@ class TensorBoard:
         self.folder = about.run / "tensorboard"
         self._writer: Any = None
         self._samples: tuple[int, int] = (-1, 0)  # step, how many of it
+        self._hook: Callable[[Any], Any] | None = None
 
     def rewind(self, step: int) -> None:
         try:
@@ -165,6 +166,7 @@ class TensorBoard:
         except ImportError as error:
             raise ImportError(f"its library is not installed ({INSTALL})") from error
 
+        self._hook, threading.excepthook = threading.excepthook, self._of_a_thread
         # A reader drops the events of earlier files from this step on: nothing is drawn twice.
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
@@ -182,8 +184,17 @@ class TensorBoard:
         self._writer.flush()  # a run that is killed keeps what it had shown
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self._hook is not None:
+                threading.excepthook, self._hook = self._hook, None
+
+    def _of_a_thread(self, error: Any) -> None:
+        """What fails in the writer's own thread (a full disk) is raised again at the next row: it is said there, once."""
+        if self._hook is not None and not type(error.thread).__module__.startswith("tensorboard"):
+            self._hook(error)
 
 
 class Online:
