@@ -131,6 +131,12 @@ def test_what_depth_chose_is_said_and_what_was_given_is_not() -> None:
         assert part not in note, part
 
 
+def test_another_family_keeps_its_own_proportions() -> None:
+    loaded = load("model.family=gpt2")
+    assert loaded.recipe.model.ffn_dim == 4 * loaded.recipe.model.dim == 1536
+    assert "model.ffn_dim=1536" in loaded.notes[0]
+
+
 def test_what_the_recipe_gives_comes_first() -> None:
     recipe = load("model.dim=256", "model.n_layers=3", "train.epochs=2", "optimizer.scalar_lr=0.001").recipe
     assert (recipe.model.dim, recipe.model.n_layers, recipe.model.n_heads, recipe.model.ffn_dim) == (256, 3, 4, 704)

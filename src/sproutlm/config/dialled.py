@@ -7,6 +7,7 @@ from typing import Any
 
 from .data import DataConfig, TokenizerConfig
 from .depth import BOTH, Dial, dial, fault_of, whole
+from .model import ModelConfig
 from .strict import Fault, refuse
 
 LENGTHS = ("steps", "tokens", "epochs")
@@ -30,15 +31,15 @@ def dialled(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def chosen(values: Mapping[str, Any]) -> str | None:
-    """A sentence with all that ``model.depth`` chose, for a person to see; None without a good depth."""
+    """A sentence with all that ``model.depth`` chose in a recipe that is valid, for a person to see; None without a depth."""
     depth = depth_of(values)
     if depth is None or fault_of(depth):
         return None
     filled, faults = _fill(dict(values))
     if faults:
         return None
-    model = values["model"]
-    found = {f"model.{name}": value for name, value in asdict_shape(_dial(values)).items() if not model.get(name)}
+    given, model = values["model"], ModelConfig.model_validate(values["model"])
+    found = {f"model.{name}": getattr(model, name) for name in SHAPE if not given.get(name)}
     for section in ("optimizer", "train", "model"):
         before = values.get(section) or {}
         new = {n: v for n, v in filled.get(section, {}).items() if before.get(n) is None}
@@ -55,10 +56,6 @@ def notes(document: Mapping[str, Any]) -> Iterator[str]:
         sentence = chosen(one) if isinstance(one, dict) else None
         if sentence is not None:
             yield sentence
-
-
-def asdict_shape(found: Dial) -> dict[str, int]:
-    return {name: getattr(found, name) for name in SHAPE}
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

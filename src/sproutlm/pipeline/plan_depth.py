@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.depth import MOST, Dial, dial, fault_of
+from ..config.depth import MOST, fault_of
+from ..config.dialled import RATES, SHAPE
 from ..config.load import load_text
 from ..config.schema import Recipe
 from ..errors import SproutError
@@ -78,30 +78,22 @@ def plan_depths(
 def _at_depth(depth: int, loaded: Loaded, plan: dict[str, Any]) -> dict[str, Any]:
     recipe = loaded.recipe
     assert isinstance(recipe, Recipe) and recipe.model is not None
-    model = config_of(recipe)
-    sizes = model.model_dump()
-    seq_len, batch = recipe.data.seq_len, recipe.train.batch_tokens
-    table: Dial = dial(depth, model.vocab_size, seq_len, given=sizes, batch_tokens=batch)
+    sizes, batch = config_of(recipe).model_dump(), recipe.train.batch_tokens
     counted, device = plan["parameters"], plan["device"]
     embedding = counted["embedding"] + counted["head"]
-    # The recipe's own values, which its settings may have changed, in place of the table's.
     tokens, optimizer = device["tokens"], recipe.optimizer
-    chosen = {
-        **{name: sizes[name] for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim")},
-        "embedding_parameters": embedding,
-        "block_parameters": counted["total"] - embedding,
-        "lr": optimizer.lr,
-        "embedding_lr": optimizer.embedding_lr,
-        "head_lr": optimizer.embedding_lr,
-        "scalar_lr": optimizer.scalar_lr,
-        "weight_decay": optimizer.weight_decay,
-        "tokens": tokens,
-        "steps": None if tokens is None else max(1, tokens // batch),
-    }
     fits = plan["fit"] is not None
     return {
-        **asdict(table),
-        **chosen,
+        "depth": depth,
+        "seq_len": recipe.data.seq_len,
+        **{name: sizes[name] for name in ("vocab_size", *SHAPE)},
+        "embedding_parameters": embedding,
+        "block_parameters": counted["total"] - embedding,
+        "batch_tokens": batch,
+        **{name: getattr(optimizer, name) for name in RATES},
+        "head_lr": optimizer.embedding_lr,
+        "tokens": tokens,
+        "steps": None if tokens is None else max(1, tokens // batch),
         "parameters": counted["total"],
         "training_flops": None if tokens is None else plan["flops_per_token"]["training"] * tokens,
         "settings": plan["fit"],
