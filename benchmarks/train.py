@@ -180,21 +180,23 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def take_turns(name: str, spec: dict[str, Any], best: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
     """``--rounds`` readings of everyone in ``best`` (name -> mode), and of the products alone where ours is among them."""
-    running = {who: start(who, mode, spec, args) for who, mode in best.items()}
-    compute = running["ours"].about["compute"] if "ours" in running else None
-    if compute:
-        running["products"] = start("products", "", spec | {"products": compute}, args)
-    for one in running.values():  # compiles, fills caches and the allocator
-        one.ask(str(args.steps))
-        one.ask(str(args.steps))
-    answers: dict[str, list[dict[str, Any]]] = {who: [] for who in running}
+    running: dict[str, Contestant] = {}
+    found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    order = [*best, *(["products"] if "ours" in best else [])]
     for turn in range(args.rounds):
-        order = list(running)
         for who in order if turn % 2 == 0 else order[::-1]:
-            answers[who].append(running[who].ask(str(args.steps)))
+            if who not in running:
+                if who == "products":
+                    spec = spec | {"products": found["ours"][0]["compute"]}
+                running[who] = start(who, best.get(who, ""), spec, args)
+                running[who].ask(str(args.steps))  # compiles, fills caches and the allocator
+                running[who].ask(str(args.steps))
+            found.setdefault(who, (running[who].about, []))[1].append(running[who].ask(str(args.steps)))
+            if args.apart:
+                running.pop(who).end()
     for one in running.values():
         one.end()
-    return row_of(name, spec, best, {who: (running[who].about, found) for who, found in answers.items()}, args)
+    return row_of(name, spec, best, found, args)
 
 
 # --- what is reported -------------------------------------------------------------------------------------------------
@@ -289,6 +291,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor seconds")
     parser.add_argument("--scale", type=int, default=1, help="times the rows")
+    parser.add_argument(
+        "--apart", action="store_true", help="one process at a time, new for each reading; always on CUDA"
+    )
     parser.add_argument("--litgpt-python", type=Path, default=Path(sys.executable), help="the Python that has litgpt")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="write the results page from the --json file as well")
@@ -296,6 +301,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="a table of one step of ours, by operator")
     args = parser.parse_args()
     args.cases = args.cases or DEFAULT_CASES[args.device]
+    args.apart = args.apart or args.device == "cuda"  # all of them together would not fit a card
     known = {"cases": list(CASES), "only": [*OURS, *PEERS]}
     for option, names in known.items():
         wrong = [name for name in getattr(args, option).split(",") if name not in names]
@@ -315,7 +321,7 @@ def main() -> None:
     if args.from_json:
         args.page.write_text(page(json.loads(args.json.read_text()), args.json))
         return
-    said = {key: value for key, value in vars(args).items() if key not in NOT_SAID and value is not None}
+    said = {key: value for key, value in vars(args).items() if key not in NOT_SAID and value not in (None, False)}
     args.only = args.only.split(",")
     if args.profile:
         for name in args.cases.split(","):
@@ -335,9 +341,9 @@ def write(rows: list[dict[str, Any]], said: dict[str, Any], args: argparse.Names
     """The cases so far, and how they were measured, into ``--json``."""
     contestants = [one for row in rows for one in row["contestants"].values()]
     about = {
-        "command": "python benchmarks/train.py " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in said.items()),
+        "command": "python benchmarks/train.py " + " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in said.items()),
         "commit": commit(), "date": str(date.today()), "device": device_name(args.device), "threads": args.threads,
-        "clock": args.clock, "rounds": args.rounds,
+        "clock": args.clock, "rounds": args.rounds, "apart": args.apart,
         "versions": {name: version for one in contestants for name, version in one["versions"].items()},
         "rows": rows,
     }  # fmt: skip

@@ -19,6 +19,7 @@ def page(about: dict[str, Any], source: Path) -> str:
     """The page in Markdown. ``source``: where the figures lie."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
     clock = "" if about["clock"] == "wall" else " Seconds are processor seconds: the machine had other work."
+    apart = ", which begins anew for each reading" if about["apart"] else ""
     lines = [
         "# Training, beside other trainers",
         "",
@@ -28,7 +29,7 @@ def page(about: dict[str, Any], source: Path) -> str:
         f"{about['date']}, {about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}.{clock}",
         "",
         "Whole optimizer steps: a batch from one file of random tokens, forward, loss, backward, gradients clipped at 1, "
-        "optimizer, schedule, a line of the log. Everyone in a process of its own as its users run it, in turns "
+        f"optimizer, schedule, a line of the log. Everyone in a process of its own as its users run it{apart}, in turns "
         f"({about['rounds']} rounds); rates are medians, ratios the median of the pairs' ratios. Each peer runs in the fastest "
         "of its modes, found in the readings below. Peak memory is that of the device's allocator on CUDA, and otherwise the "
         "process's, libraries and compiler included.",
