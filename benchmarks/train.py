@@ -90,7 +90,7 @@ def spec_of(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
     rows *= args.scale
     spec = {
         "rows": rows, "seq": seq, "device": args.device, "threads": args.threads, "clock": args.clock, "steps": args.steps,
-        "model": case["model"], "train": {}, "tied": config.tie_embeddings,
+        "model": case["model"], "train": dict(pair.split("=", 1) for pair in args.train or []), "tied": config.tie_embeddings,
         "transformers": for_family(config.family).config_to_hf(config, dtype="float32"),
         "litgpt": litgpt_shape(config, seq),
         "nanogpt": {"vocab": config.vocab_size, "dim": config.dim, "layers": config.n_layers, "heads": config.n_heads, "positions": seq},
@@ -294,6 +294,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--apart", action="store_true", help="one process at a time, new for each reading; always on CUDA"
     )
+    parser.add_argument(
+        "--train", nargs="+", metavar="KEY=VALUE", help="keys of our recipe's train section, for experiments"
+    )
     parser.add_argument("--litgpt-python", type=Path, default=Path(sys.executable), help="the Python that has litgpt")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="write the results page from the --json file as well")
@@ -337,11 +340,18 @@ def main() -> None:
         args.page.write_text(page(json.loads(args.json.read_text()), args.json))
 
 
+def shown(option: str, value: Any) -> str:
+    """An option as it is typed."""
+    if value is True:
+        return f"--{option}"
+    return f"--{option} {' '.join(value) if isinstance(value, list) else value}"
+
+
 def write(rows: list[dict[str, Any]], said: dict[str, Any], args: argparse.Namespace) -> None:
     """The cases so far, and how they were measured, into ``--json``."""
     contestants = [one for row in rows for one in row["contestants"].values()]
     about = {
-        "command": "python benchmarks/train.py " + " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in said.items()),
+        "command": "python benchmarks/train.py " + " ".join(shown(k, v) for k, v in said.items()),
         "commit": commit(), "date": str(date.today()), "device": device_name(args.device), "threads": args.threads,
         "clock": args.clock, "rounds": args.rounds, "apart": args.apart,
         "versions": {name: version for one in contestants for name, version in one["versions"].items()},

@@ -82,13 +82,13 @@ def recipe_of(spec: dict[str, Any], optimizer: dict[str, Any]) -> Recipe:
         "optimizer": optimizer,
         "train": {
             "steps": MANY, "batch_tokens": spec["rows"] * spec["seq"], "log_every": spec["steps"], "save_every": MANY,
-            "device": spec["device"], **spec["train"],
+            "device": spec["device"],
         },
         "sample": {"prompts": []},
     }  # fmt: skip
     file = Path(spec["tokens"]).parent / f"{optimizer.get('name', 'default')}.yaml"
     file.write_text(json.dumps(fields))  # JSON is YAML
-    recipe = load_recipe(file).recipe
+    recipe = load_recipe(file, [f"train.{key}={value}" for key, value in spec["train"].items()]).recipe
     assert isinstance(recipe, Recipe)
     return recipe
 
