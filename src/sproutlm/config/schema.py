@@ -71,8 +71,10 @@ class TrainConfig(Strict):
     loss_chunk: int = Field(
         0, ge=0, description="Tokens whose logits exist at once; 0 = as many as 64 MB of them hold."
     )
-    compute: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="Type of the forward and backward pass; masters are float32."
+    compute: Literal["auto", "bf16", "fp16", "float32"] = Field(
+        "auto",
+        description="Type of the forward and backward pass; masters are float32. fp16, with a scaled loss, is for cards without "
+        "bf16 units.",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     force_memory: bool = Field(

@@ -80,9 +80,10 @@ class Stacked(nn.Module):
 
 
 def can_group(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch's grouped product takes these: rows of both must be a multiple of 16 bytes."""
+    """Whether torch's grouped product takes these: rows of both must be a multiple of 16 bytes. (fp16 is for cards that are
+    too old for it.)"""
     fits = all(size * x.element_size() % 16 == 0 for size in (x.shape[-1], weight.shape[-2]))
-    return hasattr(F, "grouped_mm") and fits
+    return hasattr(F, "grouped_mm") and fits and x.dtype != torch.float16
 
 
 def grouped_loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

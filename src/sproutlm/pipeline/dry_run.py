@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..model import Transformer
 from ..objectives.next_token import next_token
 from ..plan import Setting, count, training_memory
-from ..plan.memory import Compute, Device
+from ..plan.memory import TORCH, Compute, Device
 from ..train.metrics import format_seconds
 from ..train.precision import MasterWeights, choose_compute
 from ..train.streams import Streams
@@ -28,7 +28,7 @@ from .train import COMPUTE_TYPES, choose_device, choose_streams, micro_rows, obj
 if TYPE_CHECKING:
     from ..config.load import Loaded
 
-COMPUTE_NAMES: dict[torch.dtype, Compute] = {torch.bfloat16: "bf16", torch.float32: "float32"}
+COMPUTE_NAMES: dict[torch.dtype, Compute] = {dtype: name for name, dtype in TORCH.items()}
 # Bytes of text per token where nothing is tokenised yet: about 3.4 for the embedded world and for English at 6,400 ids,
 # 3.3 for Chinese poems. An estimate, and called one.
 BYTES_PER_TOKEN = 3.4

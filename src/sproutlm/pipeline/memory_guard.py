@@ -62,7 +62,7 @@ def full_card_explained(recipe: Recipe, config: ModelConfig, device: torch.devic
 
 
 def explain(recipe: Recipe, config: ModelConfig, device: torch.device, error: Exception) -> str:
-    compute: Compute = "float32" if recipe.train.compute == "float32" else "bf16"
+    compute: Compute = "bf16" if recipe.train.compute == "auto" else recipe.train.compute
     setting = setting_of(recipe, compute, "cpu" if device.type == "cpu" else "card", config)
     needed = step_bytes(config, setting)
     if device.type == "cuda" and torch.cuda.is_available():

@@ -16,7 +16,7 @@ from ..errors import OutOfMemory, SproutError
 from ..plan import count, flops, inference_memory, training_memory
 from ..plan.cluster import card_share, device_seconds
 from ..plan.fit import MOST_ROWS, fit_training, longest_context
-from ..plan.memory import BYTES, Compute, Device, Setting, kv_bytes_per_token, step_bytes
+from ..plan.memory import ANSWERING, Compute, Device, Setting, kv_bytes_per_token, step_bytes
 from ..plan.places import Place, cards, machine, place_of
 from .dry_run import COMPUTE_NAMES, Training, setting_of, source_tokens, step_seconds, trainings
 
@@ -88,7 +88,7 @@ def subjects(
                 "or raise model.max_seq_len"
             )
         # What a card with bf16 units would choose for `auto`; this machine is not asked.
-        compute: Compute = "float32" if recipe.train.compute == "float32" else "bf16"
+        compute: Compute = "bf16" if recipe.train.compute == "auto" else recipe.train.compute
         device: Device = "cpu" if recipe.train.device == "cpu" else "card"
         setting = _with(setting_of(recipe, compute, device, config), context, batch)
         chosen = compute_here if compute_here and recipe.train.compute == "auto" else compute
@@ -113,7 +113,7 @@ def plan(subject: Subject, where: Sequence[Place]) -> dict[str, Any]:
     config, setting, rows = subject.config, subject.setting, subject.answers
     training = training_memory(config, setting)
     inference: dict[Compute, dict[str, Any]] = {}
-    for compute in BYTES:
+    for compute in ANSWERING:
         parts = inference_memory(config, rows, setting.seq_len, compute)
         per_token = kv_bytes_per_token(config, compute)
         total = sum(parts.values())
@@ -145,7 +145,7 @@ def _at(subject: Subject, place: Place, inference: dict[Compute, dict[str, Any]]
             "fits": inference[compute]["memory_bytes"] <= place.room,
             "context_at_most": longest_context(config, rows, place.room, compute),
         }
-        for compute in BYTES
+        for compute in ANSWERING
     }
     most = min(subject.step_rows, MOST_ROWS)
     training = fit_training(config, setting_at(subject, place), place.room, most)

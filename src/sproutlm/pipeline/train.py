@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..config.load import Loaded
     from ..tokenizer.tokenizer import Tokenizer
 
-COMPUTE_TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
 def import_attribute(reference: str, what: str) -> Any:
@@ -204,11 +204,20 @@ def pinned(
     return {"compute": chosen_compute(recipe, device, say), "streams": streams, "micro_batch": micro_rows(split)}
 
 
+def compute_name(dtype: torch.dtype) -> str:
+    """As a recipe says it."""
+    return next(name for name, known in COMPUTE_TYPES.items() if known == dtype)
+
+
 def chosen_compute(recipe: Recipe, device: torch.device, say: Say) -> str:
+    if recipe.train.compute == "fp16" and device.type == "cpu":
+        say(
+            "warning: train.compute is fp16 on a CPU, where it is slower than float32; it is meant for cards without bf16 units"
+        )
     if recipe.train.compute != "auto":
         return recipe.train.compute
     dtype, why = choose_compute(device)
-    name = "bf16" if dtype == torch.bfloat16 else "float32"
+    name = compute_name(dtype)
     say(f"compute type {name}: {why}")
     return name
 
@@ -358,7 +367,7 @@ def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, resu
         "loss": losses[-1] if losses else None,
         "val_loss": validation.get("val_loss"),
         "bits_per_byte": validation.get("val_bpb"),
-        "compute": "bf16" if trainer.weights.separate else "float32",
+        "compute": compute_name(trainer.weights.compute),
         "parameters": sum(p.numel() for p in final.parameters()),
         "changed_share": share,
     }

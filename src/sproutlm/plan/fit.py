@@ -118,9 +118,9 @@ LEVERS: tuple[Lever, ...] = (
         "train.compute",
         "compute",
         EFFECTS[1],
-        lambda s: ["bf16", "float32"] if s.compute == "bf16" else [s.compute],
+        lambda s: [s.compute] if s.compute == "float32" else [s.compute, "float32"],
         _unknown_time,
-        "no rounded copies of the weights; slower where bf16 has units of its own",
+        "no rounded copies of the weights; slower where bf16 or fp16 has units of its own",
     ),
     Lever(
         "optimizer.name",

@@ -128,9 +128,10 @@ class Console:
 
     def step(self, row: dict[str, Any], eta: float, final: bool = False) -> None:
         used = f"MFU {row['mfu']:.0%}  " if row.get("mfu") is not None else ""
+        norm = f"{row['grad_norm']:.2f}" if "grad_norm" in row else "n/a"  # fp16 overflowed
         text = (
             f"step {row['step']}/{self.total}  loss {row['loss']:.4f}  lr x{row['lr_multiplier']:.3f}  "
-            f"grad {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tok/s  {used}"
+            f"grad {norm}  {row['tokens_per_second']:,.0f} tok/s  {used}"
             f"{row['memory_mb']:,.0f} MB  ETA {format_seconds(eta)}"
         )
         now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Compute type and master weights: float32 masters always; bf16 copies of them, made once per step, where that is faster."""
+"""Compute type and master weights: float32 masters always; bf16 or fp16 copies of them, made once per step, where faster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.products import product
+
+# Compute capability: the first with matrix units.
+FP16_SINCE = (7, 0)
 
 
 def matmul_seconds(dtype: torch.dtype, size: int = 1024, budget: float = 0.25) -> float:
@@ -24,11 +27,14 @@ def matmul_seconds(dtype: torch.dtype, size: int = 1024, budget: float = 0.25) -
 
 
 def choose_compute(device: torch.device) -> tuple[torch.dtype, str]:
-    """bf16 where its matrix units are fast, float32 elsewhere; with the reason as a sentence. Takes about a second on CPU."""
+    """bf16 where its matrix units are fast, fp16 on cards that have units for that alone, float32 elsewhere; with the reason as
+    a sentence. Takes about a second on CPU."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU has bf16 matrix units"
-        return torch.float32, "this GPU has no bf16 matrix units"
+        if torch.cuda.get_device_capability(device) >= FP16_SINCE:
+            return torch.float16, "this GPU has fp16 matrix units and no bf16 ones; the loss is scaled"
+        return torch.float32, "this GPU has no matrix units"
     low, full = matmul_seconds(torch.bfloat16), matmul_seconds(torch.float32)
     ratio = full / low
     sentence = f"a bf16 product takes {low * 1e3:.1f} ms, a float32 one {full * 1e3:.1f} ms ({ratio:.1f}x)"
@@ -39,7 +45,7 @@ def choose_compute(device: torch.device) -> tuple[torch.dtype, str]:
 class MasterWeights:
     """float32 masters of a model's parameters, and the model in its compute type.
 
-    In float32 the masters are the parameters themselves. In bf16 the model holds rounded copies; gradients are summed
+    In float32 the masters are the parameters themselves. In bf16 and fp16 the model holds rounded copies; gradients are summed
     over micro-batches in float32, and updates are never lost to rounding (pitfall 29).
     """
 
@@ -83,6 +89,10 @@ class MasterWeights:
                 master.grad = grad.float()
             else:
                 master.grad.add_(grad)
+
+    def free_gradients(self) -> None:
+        for master in self.masters.values():
+            master.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:

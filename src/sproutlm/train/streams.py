@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 Result = tuple[float, int, list[Tensor | None], dict[str, tuple[float, float]]]
 
 
-def gradients(model: nn.Module, objective: Any, part: Batch) -> Result:
-    """Loss sum, count, the gradient of each parameter and the objective's metrics for one micro-batch; nothing is
-    accumulated anywhere."""
+def gradients(model: nn.Module, objective: Any, part: Batch, factor: float) -> Result:
+    """Loss sum, count, ``factor`` times the gradient of each parameter and the objective's metrics for one micro-batch;
+    nothing is accumulated anywhere."""
     loss, count, metrics = objective(model, part)
     if count == 0:
         return 0.0, 0, [], {}
-    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    grads = torch.autograd.grad(loss * factor, list(model.parameters()), allow_unused=True)
     return float(loss.detach()), count, list(grads), metrics
 
 
@@ -38,11 +38,11 @@ class Streams:
         self.count = count
         self._pool = ThreadPoolExecutor(count, "micro-batch", initializer=torch.set_num_threads, initargs=(1,))
 
-    def run(self, model: nn.Module, objective: Any, parts: list[Batch]) -> Iterator[Result]:
-        """Gradients of each part, at most ``count`` under way."""
+    def run(self, model: nn.Module, objective: Any, parts: list[Batch], factor: float = 1.0) -> Iterator[Result]:
+        """Gradients of each part, times ``factor``, at most ``count`` parts under way."""
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
-            for future in [self._pool.submit(gradients, model, objective, part) for part in group]:
+            for future in [self._pool.submit(gradients, model, objective, part, factor) for part in group]:
                 yield future.result()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import signal
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +22,7 @@ from ..data.loader import Batch
 from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
 from .checkpoint import Checkpointer
+from .loss_scale import LossScale
 from .metrics import Console, memory_mb
 from .optim import Optimizers, is_expert_bias
 from .precision import MasterWeights
@@ -51,6 +54,13 @@ class TrainState:
     best: float | None = None
     best_step: int | None = None
     validations_without_best: int = 0
+    loss_scale: LossScale | None = None  # of fp16
+
+    @classmethod
+    def restored(cls, stored: dict[str, Any]) -> TrainState:
+        """What ``asdict`` gave, of this version or an earlier one."""
+        scale = stored.get("loss_scale")
+        return cls(**{**stored, "loss_scale": None if scale is None else LossScale(**scale)})
 
 
 @dataclass(frozen=True)
@@ -114,9 +124,12 @@ class Trainer:
         self.weights = MasterWeights(model, compute)
         moe = getattr(getattr(model, "config", None), "moe", None)
         rate = moe.bias_rate if moe is not None else 0.0
-        self.optimizers = Optimizers(optimizer, self.weights.masters, compute, rate)
+        # Muon rounds an update before it norms it: in fp16 it could be rounded to nothing.
+        muon_dtype = torch.float32 if compute == torch.float16 else compute
+        self.optimizers = Optimizers(optimizer, self.weights.masters, muon_dtype, rate)
         self.watch = Watch(self.weights.masters, filter(is_expert_bias, self.weights.masters), work)
         self.state = TrainState()
+        self._takes_scale = compute == torch.float16 and "scale" in inspect.signature(objective).parameters
         self.console = Console(total_steps, say)
         self._stop_signal: int | None = None
         self._timed_tokens, self._timed_seconds = 0, 0.0
@@ -124,16 +137,21 @@ class Trainer:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def train_step(self, step: int) -> tuple[float, int, float]:
-        """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm."""
+        """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm; a norm that is
+        not finite is that of fp16's overflow, after which nothing was updated."""
         asked = time.perf_counter()
         batch = self.loader.batch(step)
         self.watch.batch(time.perf_counter() - asked, batch.tokens.numel())
-        loss_sum, count = 0.0, 0
-        for part_loss, part_count in self._micro_batches(step, batch.split(self.micro_rows)):
+        loss_sum, count, scale = 0.0, 0, self._loss_scale()
+        factor = 1.0 if scale is None else scale.factor(batch.tokens.numel())
+        for part_loss, part_count in self._micro_batches(step, batch.split(self.micro_rows), factor):
             loss_sum, count = loss_sum + part_loss, count + part_count
         if count == 0:
             raise SproutError(f"step {step + 1}: no row of the batch trains a token; see `sprout data inspect`")
-        norm = self._divide_and_clip(count)
+        norm = self._divide_and_clip(count * factor)
+        if math.isfinite(loss_sum) and not math.isfinite(norm) and scale is not None and scale.overflowed():
+            self._leave_out_update(step, scale)
+            return loss_sum, count, norm
         if not (math.isfinite(norm) and math.isfinite(loss_sum)):
             rows = ", ".join(map(str, batch.row_ids.tolist()[:16]))
             raise SproutError(
@@ -146,25 +164,43 @@ class Trainer:
         self.optimizers.step(multiplier(self.schedule, step, self.total_steps), step / max(1, self.total_steps))
         if logged:
             self.watch.after_update()
-        for master in self.weights.masters.values():
-            master.grad = None
+        self.weights.free_gradients()
         self.weights.publish()
+        if scale is not None:
+            scale.finite()
         return loss_sum, count, norm
 
-    def _micro_batches(self, step: int, parts: list[Batch]) -> Iterator[tuple[float, int]]:
-        """Add each part's gradient to the masters', its metrics to the window's, in order; gives its loss and count."""
+    def _loss_scale(self) -> LossScale | None:
+        if self.weights.compute == torch.float16 and self.state.loss_scale is None:
+            self.state.loss_scale = LossScale()
+        return self.state.loss_scale
+
+    def _leave_out_update(self, step: int, scale: LossScale) -> None:
+        self.weights.free_gradients()
+        self.watch.gradients((), ())
+        self.console.line(
+            f"step {step + 1}: fp16 gradients overflowed; this update is left out ({scale.skipped} so far), the loss scale "
+            f"is now {scale.scale:g}"
+        )
+
+    def _micro_batches(self, step: int, parts: list[Batch], factor: float) -> Iterator[tuple[float, int]]:
+        """Add each part's gradient times ``factor`` to the masters', its metrics to the window's, in order; gives its loss
+        and count. An objective with a parameter ``scale`` is told the factor, so that it can round at that size."""
+        objective = self.objective
+        if self._takes_scale:
+            objective = partial(objective, scale=factor)  # type: ignore[call-arg]
         if self.streams is not None:
-            for loss, count, grads, metrics in self.streams.run(self.model, self.objective, parts):
+            for loss, count, grads, metrics in self.streams.run(self.model, objective, parts, factor):
                 self.weights.add_gradients(grads)
                 self._add_metrics(metrics)
                 yield loss, count
             return
         for micro, part in enumerate(parts):
             torch.manual_seed(stream_seed(self.seed, step, micro))
-            part_loss, part_count, metrics = self.objective(self.model, part.to(self.device))
+            part_loss, part_count, metrics = objective(self.model, part.to(self.device))
             if part_count == 0:
                 continue  # nothing to train here; the step's count says so
-            part_loss.backward()
+            (part_loss * factor).backward()
             self.weights.collect_gradients()
             self._add_metrics(metrics)
             yield float(part_loss.detach()), part_count
@@ -176,8 +212,9 @@ class Trainer:
             window[0] += float(total)
             window[1] += float(count)
 
-    def _divide_and_clip(self, count: int) -> float:
-        """Divide the summed gradients once, by the count of the whole window; clip; return the norm before clipping."""
+    def _divide_and_clip(self, count: float) -> float:
+        """Divide the summed gradients once, by the count of the whole window (times what they were scaled by, a power of
+        two); clip; return the norm before clipping."""
         # What steers expert biases is no gradient of the loss: only its sign counts, and it must not weigh in the norm.
         masters = self.weights.masters.items()
         named = {n: m.grad for n, m in masters if m.grad is not None and not is_expert_bias(n)}
@@ -264,7 +301,12 @@ class Trainer:
             "tokens": state.tokens,
             "loss": loss,
             "lr_multiplier": multiplier(self.schedule, state.step - 1, self.total_steps),
-            "grad_norm": norm,
+        }
+        if math.isfinite(norm):
+            row["grad_norm"] = norm
+        if state.loss_scale is not None:
+            row |= {"loss_scale": state.loss_scale.scale, "updates_left_out": state.loss_scale.skipped}
+        row |= {
             "tokens_per_second": round(rate, 1),
             "memory_mb": memory_mb(),
         }
@@ -333,7 +375,7 @@ class Trainer:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit what this recipe builds: {error}; begin in another folder (run=DIR)"
             ) from error
-        self.state = TrainState(**checkpoint.state()["state"])
+        self.state = TrainState.restored(checkpoint.state()["state"])
         self.metrics.rewind(self.state.step)
         self.say(f"continuing from step {self.state.step} of {self.total_steps} ({checkpoint.path})")
         return self.state.step
