@@ -70,18 +70,15 @@ def nanogpt(rate: float, decay: float = 0.1, *more: str) -> tuple[str, ...]:
 
 
 def study() -> Iterator[Run]:
-    for rate in (0.001, 0.002, 0.004, 0.008):
+    for rate in (0.0005, 0.001, 0.002, 0.004):
         yield Run(f"nanogpt lr {rate:g}", "baseline", nanogpt(rate), model="nanogpt")
-    yield Run(
-        "nanogpt lr 0.002, batch 2,048", "baseline", nanogpt(0.002, 0.1, "train.batch_tokens=2048"), model="nanogpt"
-    )
-    yield Run(
-        "nanogpt lr 0.004, batch 2,048", "baseline", nanogpt(0.004, 0.1, "train.batch_tokens=2048"), model="nanogpt"
-    )
-    yield Run("nanogpt lr 0.004, decay 0", "baseline", nanogpt(0.004, 0.0), model="nanogpt")
-    yield Run(
-        "nanogpt lr 0.004, beta2 0.99", "baseline", nanogpt(0.004, 0.1, "optimizer.betas=[0.9,0.99]"), model="nanogpt"
-    )
+    for name, rate, decay, more in (
+        ("nanogpt lr 0.0005, batch 2,048", 0.0005, 0.1, "train.batch_tokens=2048"),
+        ("nanogpt lr 0.001, batch 2,048", 0.001, 0.1, "train.batch_tokens=2048"),
+        ("nanogpt lr 0.001, decay 0", 0.001, 0.0, "data.packing=stream"),
+        ("nanogpt lr 0.001, beta2 0.99", 0.001, 0.1, "optimizer.betas=[0.9,0.99]"),
+    ):
+        yield Run(name, "baseline", nanogpt(rate, decay, more), model="nanogpt")
     yield Run("base", "part")
     parts: list[tuple[str, tuple[str, ...]]] = [
         ("Muon 0.01", ("optimizer.lr=0.01",)),
