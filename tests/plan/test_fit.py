@@ -56,13 +56,14 @@ def test_what_changes_least_comes_first() -> None:
     then shorter rows (Muon's working room is too large here)."""
     one = replace(ASKED, rows=1)
     least = replace(one, checkpointing="blocks", loss_chunk=128)
-    rooms = [400 * 2**30, 8 * 2**30, need(one) - 1, need(least), need(replace(least, compute="float32"))]
+    rooms = [400 * 2**30, 8 * 2**30, need(one) - 1, need(least), need(least) - 1]
     kinds = [set(fit_training(GPT2, ASKED, room)["settings"]) for room in rooms]
     assert kinds[0] == set() and kinds[1] == {"train.micro_batch"}
     assert kinds[2] in ({"train.micro_batch", "train.loss_chunk"}, {"train.micro_batch", "train.checkpointing"})
     assert kinds[3] == {"train.micro_batch", "train.checkpointing", "train.loss_chunk"}
-    assert "train.compute" in kinds[4] and "data.seq_len" not in kinds[4]
-    assert "data.seq_len" in fit_training(GPT2, ASKED, need(replace(least, compute="float32")) - 1)["settings"]
+    assert "optimizer.state_dtype" in kinds[4] and not kinds[4] & {"optimizer.name", "data.seq_len"}
+    rounded = [replace(least, state_dtype="int8", compute=compute) for compute in ("bf16", "float32")]
+    assert "data.seq_len" in fit_training(GPT2, ASKED, min(map(need, rounded)) - 1)["settings"]
 
 
 def test_checkpointing_is_offered_from_what_a_recipe_has() -> None:

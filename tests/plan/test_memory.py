@@ -146,15 +146,18 @@ def test_activations_of_blocks_computed_again_are_about_what_lives(shape: str, c
 
 @pytest.mark.parametrize("shape", [{}, {"family": "qwen3_moe", "moe": EXPERTS}], ids=["dense", "experts"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_optimizers_state_is_counted_to_the_byte(optimizer: Any, shape: dict[str, Any]) -> None:
+@pytest.mark.parametrize("state_dtype", ["float32", "int8"])
+def test_the_optimizers_state_is_counted_to_the_byte(optimizer: Any, state_dtype: Any, shape: dict[str, Any]) -> None:
     config = ModelConfig(**BASE | shape)
     model = Transformer(config).init_weights(0)
-    optimizers = Optimizers(OptimizerConfig(name=optimizer), dict(model.named_parameters()), torch.float32)
+    how = OptimizerConfig(name=optimizer, state_dtype=state_dtype)
+    optimizers = Optimizers(how, dict(model.named_parameters()), torch.float32)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizers.step(1.0, 0.5)
-    state = sum(t.numel() * 4 for name, t in optimizers.tensors().items() if not name.endswith("/step"))
-    assert training_memory(config, Setting(1, 8, "float32", optimizer))["optimizer"] == state
+    state = sum(t.nbytes for name, t in optimizers.tensors().items() if not name.endswith("/step"))
+    setting = Setting(1, 8, "float32", optimizer, state_dtype=state_dtype)
+    assert training_memory(config, setting)["optimizer"] == state
 
 
 def test_masters_copies_and_gradients() -> None:

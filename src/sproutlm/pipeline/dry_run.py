@@ -82,6 +82,7 @@ def setting_of(recipe: Recipe, compute: Compute, device: Device = "card", config
         recipe.train.checkpointing,
         recipe.train.loss_chunk,
         recipe.train.batch_tokens,
+        recipe.optimizer.state_dtype,
     )
 
 

@@ -123,6 +123,14 @@ LEVERS: tuple[Lever, ...] = (
         "no rounded copies of the weights; slower where bf16 or fp16 has units of its own",
     ),
     Lever(
+        "optimizer.state_dtype",
+        "state_dtype",
+        EFFECTS[1],
+        lambda s: [s.state_dtype] if s.state_dtype == "int8" else ["float32", "int8"],
+        _unknown_time,
+        "AdamW's averages in a byte each; slower on CPUs",
+    ),
+    Lever(
         "optimizer.name",
         "optimizer",
         EFFECTS[2],

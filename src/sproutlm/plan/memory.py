@@ -17,14 +17,16 @@ import torch
 from ..config.model import ModelConfig
 from ..model.attention import in_blocks
 from ..model.block_attention import KEPT, block_rows
+from ..train.adamw8 import state_bytes
 from ..train.loss import VOCAB_BLOCK, chunk_tokens
 from ..train.muon import STACK_ENTRIES, variance_shape
-from ..train.optim import is_block_matrix, is_expert_bias
+from ..train.optim import in_bytes, is_block_matrix, is_expert_bias
 from .count import parameters, used_share
 
 Compute = Literal["bf16", "fp16", "float32"]
 Optimizer = Literal["muon", "adamw"]
 Checkpointing = Literal["none", "blocks", "selective"]
+StateType = Literal["float32", "int8"]
 BYTES: dict[Compute, int] = {"bf16": 2, "fp16": 2, "float32": 4}
 TORCH: dict[Compute, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 ANSWERING: tuple[Compute, ...] = ("bf16", "float32")  # types that answers are planned in
@@ -68,6 +70,7 @@ class Setting:
     checkpointing: Checkpointing = "none"  # what a block keeps: all, its input and products (selective), or its input
     loss_chunk: int = 0  # tokens whose logits exist at once; 0 = as the loss chooses
     step_tokens: int = 0  # of a whole optimizer step; 0 = not known
+    state_dtype: StateType = "float32"  # of AdamW's averages
 
     @property
     def tokens(self) -> int:
@@ -89,7 +92,7 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
     parts = {
         "parameters": total * MASTER + copies,
         "gradients": total * MASTER + (low if streams > 1 else max(0, low - (activations - again) - logits)),
-        "optimizer": _optimizer_state(config, setting.optimizer),
+        "optimizer": _optimizer_state(config, setting),
         "activations": activations,
         "logits": logits,
         # The update runs when activations and logits are gone: only what it needs beyond their room counts.
@@ -108,17 +111,20 @@ def step_bytes(config: ModelConfig, setting: Setting) -> int:
     return sum(training_memory(config, setting).values())
 
 
-def _optimizer_state(config: ModelConfig, optimizer: Optimizer) -> int:
-    """AdamW: two numbers per parameter. Muon: one, and one per row or column; its embeddings and vectors are AdamW's."""
-    entries = 0
+def _optimizer_state(config: ModelConfig, setting: Setting) -> int:
+    """AdamW: two numbers per parameter, of four bytes or of one. Muon: one, and one per row or column; its embeddings and
+    vectors are AdamW's."""
+    found = 0
     for name, parameter in parameters(config):
         if is_expert_bias(name):
             continue  # moved by the sign of its gradient alone
-        if optimizer == "muon" and is_block_matrix(name, parameter):
-            entries += parameter.numel() + prod(variance_shape(parameter))
+        if setting.optimizer == "muon" and is_block_matrix(name, parameter):
+            found += MASTER * (parameter.numel() + prod(variance_shape(parameter)))
+        elif in_bytes(parameter, setting.state_dtype):
+            found += state_bytes(parameter.numel())
         else:
-            entries += 2 * parameter.numel()
-    return entries * MASTER
+            found += MASTER * 2 * parameter.numel()
+    return found
 
 
 def _update(config: ModelConfig, setting: Setting) -> int:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config.schema import OptimizerConfig
+from . import adamw8
+from .adamw8 import AdamW8
 from .muon import Muon, variance_shape
 
 
@@ -20,6 +22,11 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
 def is_expert_bias(name: str) -> bool:
     """Biases that only steer the choice of experts: their gradient is the surplus of load, and its sign is the update."""
     return name.endswith(".expert_bias")
+
+
+def in_bytes(parameter: Tensor, state_dtype: str) -> bool:
+    """Whether AdamW keeps its averages of ``parameter`` in a byte each."""
+    return state_dtype == "int8" and parameter.numel() >= adamw8.LEAST
 
 
 class SignDescent(torch.optim.Optimizer):
@@ -41,7 +48,15 @@ def state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
     shape = tuple(parameter.shape)
     if isinstance(optimizer, Muon):
         return {"momentum": shape, "variance": variance_shape(parameter)}
+    if isinstance(optimizer, AdamW8):
+        return adamw8.state_shapes(parameter)
     return {"step": (1,), "exp_avg": shape, "exp_avg_sq": shape}
+
+
+def _only(groups: list[dict], state_dtype: str, large: bool) -> list[dict]:
+    """``groups`` with those parameters alone whose state takes a byte (``large``), or more."""
+    found = [g | {"params": [p for p in g["params"] if in_bytes(p, state_dtype) == large]} for g in groups]
+    return [g for g in found if g["params"]]
 
 
 class Optimizers:
@@ -76,8 +91,12 @@ class Optimizers:
             vectors = [p for p in masters.values() if p.ndim < 2]
             adamw_groups.append({"params": tables, "peak": config.lr, "weight_decay": decay})
             adamw_groups.append({"params": vectors, "peak": config.lr, "weight_decay": 0.0})
-        groups = [g for g in adamw_groups if g["params"]]
-        self.optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+        how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        small, large = (_only(adamw_groups, config.state_dtype, large) for large in (False, True))
+        if small:
+            self.optimizers.append(torch.optim.AdamW(small, fused=True, **how))
+        if large:
+            self.optimizers.append(AdamW8(large, **how))
         if steering:
             self.optimizers.append(SignDescent(steering, expert_bias_rate))
 
