@@ -17,8 +17,8 @@ from sproutlm.plan.fit import (
     EFFECTS,
     LEVERS,
     USABLE,
-    _checkpointing_time,
     cards,
+    checkpointing_time,
     fit_training,
     longest_context,
     machine,
@@ -72,7 +72,7 @@ def test_checkpointing_is_offered_from_what_a_recipe_has() -> None:
     for asked, named in (("none", {"blocks"}), ("selective", {"blocks"}), ("blocks", set())):
         cures = fit_training(GPT2, replace(ASKED, checkpointing=asked), room)["cures"]
         assert {c["settings"].get("train.checkpointing") for c in cures} - {None} == named
-    costs = {c: _checkpointing_time(GPT2, ASKED, replace(ASKED, checkpointing=c)) for c in CHECKPOINTING}
+    costs = {c: checkpointing_time(GPT2, ASKED, replace(ASKED, checkpointing=c)) for c in CHECKPOINTING}
     assert costs["none"] == 1.0 < costs["selective"] < costs["blocks"] < 4 / 3
 
 

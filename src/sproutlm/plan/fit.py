@@ -43,7 +43,10 @@ class Lever:
     effect: str
     offers: Callable[[Setting], list[Any]]
     time: Callable[[ModelConfig, Setting, Setting], float | None]
-    words: str
+    words: str | dict[str, str]  # by value where they differ
+
+    def words_for(self, found: Setting) -> str:
+        return self.words if isinstance(self.words, str) else self.words[getattr(found, self.field)]
 
 
 def _halved(value: int, least: int) -> list[int]:
@@ -68,7 +71,7 @@ def _unknown_time(config: ModelConfig, asked: Setting, found: Setting) -> float 
     return None
 
 
-def _checkpointing_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
+def checkpointing_time(config: ModelConfig, asked: Setting, found: Setting) -> float | None:
     """The blocks' forward pass is made twice: four products of each matrix in place of three, the head's not."""
     work = flops(config, asked.seq_len)
     head = 2.0 * config.vocab_size * config.dim
@@ -111,8 +114,11 @@ LEVERS: tuple[Lever, ...] = (
         "checkpointing",
         EFFECTS[0],
         lambda s: list(CHECKPOINTING[CHECKPOINTING.index(s.checkpointing) :]),
-        _checkpointing_time,
-        "blocks (selective: but for their products) are computed again in the backward pass",
+        checkpointing_time,
+        {
+            "blocks": "blocks are computed again in the backward pass",
+            "selective": "blocks are computed again in the backward pass, but for their products",
+        },
     ),
     Lever(
         "train.compute",
@@ -229,7 +235,7 @@ def _cure(config: ModelConfig, asked: Setting, found: Setting) -> dict[str, Any]
         "bytes": step_bytes(config, found),
         "effect": EFFECTS[gravest],
         "time": None if unknown else round(factor, 3),
-        "words": "; ".join(lever.words for lever in _moved(asked, found)),
+        "words": "; ".join(lever.words_for(found) for lever in _moved(asked, found)),
     }
 
 
