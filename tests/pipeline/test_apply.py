@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,34 @@ def test_comments_and_order_are_kept_and_the_difference_is_shown(
     # What was written makes it fit, so the same command finds nothing more to do.
     assert main(["plan", "own.yaml", "--device", "4GB", "--apply"]) == 0
     assert "it fits as it is; nothing was written" in capsys.readouterr().out and recipe.read_text() == text
+
+
+MEDIUM = "{vocab_size: 32000, dim: 1024, n_layers: 30, n_heads: 16, n_kv_heads: 8, max_seq_len: 512}"  # 380 M
+SMALL = "{vocab_size: 6400, dim: 448, n_layers: 7, n_heads: 7, max_seq_len: 512}"  # 20 M
+LONG = "{vocab_size: 6400, dim: 512, n_layers: 8, n_heads: 8, max_seq_len: 8192}"
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "keys"),
+    [
+        (SMALL, "4GB", {"train.micro_batch"}),
+        (MEDIUM, "8GB", {"train.micro_batch", "optimizer.state_dtype"}),
+        (LONG, "2.5GB", {"train.micro_batch", "train.checkpointing", "train.loss_chunk"}),
+        (LONG, "2GB", {"train.micro_batch", "train.checkpointing"}),
+    ],
+)
+def test_what_is_written_fits(model: str, size: str, keys: set[str], recipe: Path, tmp_path: Path) -> None:
+    """The settings that the plan names are a recipe's, and the recipe with them fits as it is."""
+    text = TEXT.replace("seq_len: 512", "seq_len: 8192") if model == LONG else TEXT
+    recipe.write_text(text.replace("{preset: gpt2}", model))
+    before = load_recipe(recipe).recipe.model_dump()
+    assert main(["plan", "own.yaml", "--device", size, "--apply", "--json", "first.json"]) == 0
+    after = load_recipe(recipe).recipe.model_dump()
+    changed = {f"{s}.{k}" for s in ("train", "optimizer", "data") for k in after[s] if after[s][k] != before[s][k]}
+    assert changed == keys
+    assert main(["plan", "own.yaml", "--device", size, "--json", "again.json"]) == 0
+    (place,) = json.loads((tmp_path / "again.json").read_text())["plans"][0]["places"]
+    assert place["training"]["settings"] == {} and place["training"]["bytes"] <= place["room_bytes"]
 
 
 def test_what_cannot_fit_anywhere_is_said_and_nothing_is_written(
