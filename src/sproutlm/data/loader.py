@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -38,6 +38,12 @@ class Batch:
         """Number of trained targets."""
         return int((self.targets != IGNORE).sum())
 
+    @cached_property
+    def trained_index(self) -> Tensor:
+        """Places of the trained targets in the flattened rows, (trained,) int64. Known before a batch goes to a GPU, which
+        would have to be waited for."""
+        return (self.targets.reshape(-1) != IGNORE).nonzero().squeeze(1)
+
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of at most ``rows`` rows; the last may be smaller."""
         ids = self.document_ids
@@ -53,15 +59,27 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str) -> Batch:
+        """On another device; a copy from pinned memory does not wait for it."""
         if self.tokens.device == torch.device(device):
             return self
+        moved = self._each(lambda x: x.to(device, non_blocking=True))
+        moved.__dict__["trained"] = self.trained
+        moved.__dict__["trained_index"] = self.trained_index.to(device, non_blocking=True)
+        return moved
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU can copy from on its own."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """``row_ids`` stay where they are: only messages read them."""
         ids = self.document_ids
         return replace(
             self,
-            tokens=self.tokens.to(device),
-            targets=self.targets.to(device),
-            positions=self.positions.to(device),
-            document_ids=None if ids is None else ids.to(device),
+            tokens=change(self.tokens),
+            targets=change(self.targets),
+            positions=change(self.positions),
+            document_ids=None if ids is None else change(ids),
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,22 @@ class _OneDNNLinear(torch.autograd.Function):
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """oneDNN's float32 linear layer, through the operator that torch's own compiler calls; it reads transposed matrices."""
+    if torch.compiler.is_compiling():
+        return _opaque_linear(x, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+@torch.library.custom_op("sproutlm::linear", mutates_args=())
+def _opaque_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same for compiled blocks: torch's compiler takes its own operator only with weights that never change."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+@_opaque_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _bf16_by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -122,9 +136,17 @@ def _onednn_with_avx512() -> bool:
     )
 
 
-@cache
+_FOUND: dict[str, bool] = {}  # not functools.cache, which torch.compile cannot look through
+
+
 def mkl_is_slow() -> bool:
     """An AMD processor with AVX-512, a torch whose float32 products are MKL's, and the operator that replaces them."""
+    if "slow" not in _FOUND:
+        _FOUND["slow"] = find_mkl_is_slow()
+    return _FOUND["slow"]
+
+
+def find_mkl_is_slow() -> bool:
     return _onednn_with_avx512() and torch.backends.mkl.is_available() and _vendor() == "AuthenticAMD"
 
 

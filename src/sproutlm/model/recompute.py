@@ -9,6 +9,7 @@ MB, 139 MB for 21 %, 67 MB for 33 %.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -31,9 +32,15 @@ PRODUCTS = (
 
 
 def recomputed(
-    how: str, block: nn.Module, x: Tensor, inputs: tuple[Any, ...], routing: Routing | None, extra: Any
+    how: str,
+    block: nn.Module,
+    run: Callable[..., Tensor],
+    x: Tensor,
+    inputs: tuple[Any, ...],
+    routing: Routing | None,
+    extra: Any,
 ) -> Tensor:
-    """``block(x, *inputs, routing, extra)``, of which only ``x`` (how: blocks) or also its products (selective) are kept.
+    """``run(x, *inputs, routing, extra)``, which computes ``block``; of it only ``x`` (how: blocks) or also its products (selective) are kept.
     (batch, seq, dim) -> the same.
 
     What the router did is noted once: the second pass notes it in an object of its own, which nobody reads. (The function
@@ -45,7 +52,7 @@ def recomputed(
 
     def once(x: Tensor) -> tuple[Tensor, Routing | None]:
         noted = Routing() if asked else None
-        return block(x, *inputs, noted, extra), noted
+        return run(x, *inputs, noted, extra), noted
 
     parts = list(block.modules())
     draws = any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts)

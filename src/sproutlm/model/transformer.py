@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class Transformer(nn.Module):
             raise ValueError("ModelConfig.vocab_size is 0: set it from the tokenizer before building the model")
         self.config = config
         self.checkpointing = "none"  # how gradients are made, not what the model is; set by who trains it
+        self.compiled: Callable[..., Tensor] | None = None  # computes (block, *inputs); set by ``train/compile.py``
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         learned = config.positions == "learned"
         self.embed_positions = nn.Embedding(config.max_seq_len, config.dim) if learned else None
@@ -121,9 +123,10 @@ class Transformer(nn.Module):
             extra_value = None if stream is None else stream.extra_value(number)
             inputs = (rope, masks[config.window_of(number)], cache)
             if how == "none":
-                x = layer(x, *inputs, routing, extra_value)
+                x = self._runner(layer, cache)(x, *inputs, routing, extra_value)
             else:
-                x = recomputed(how, layer, x, inputs, routing, extra_value)
+                run = layer if how == "selective" else self._runner(layer, cache)
+                x = recomputed(how, layer, run, x, inputs, routing, extra_value)
         if cache is not None:
             cache.advance(seq)
         x = self.norm(x)
@@ -131,6 +134,16 @@ class Transformer(nn.Module):
             return head(x, self.output_weight)
         logits = linear(x, self.output_weight)
         return softcap(logits, config.logit_softcap) if config.logit_softcap else logits
+
+    def may_be_compiled(self, block: nn.Module) -> bool:
+        """Blocks whose shapes are the batch's: not those of experts, nor those that research parts lead into."""
+        return self.research is None and not isinstance(block.mlp, MoE)
+
+    def _runner(self, block: nn.Module, cache: KVCache | None) -> Callable[..., Tensor]:
+        """What computes ``block``: itself, or while training its compiled form, where there is one."""
+        if self.compiled is None or cache is not None or not torch.is_grad_enabled() or not self.may_be_compiled(block):
+            return block
+        return partial(self.compiled, block)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x, scale = self.embed_tokens(tokens), self.config.embedding_scale

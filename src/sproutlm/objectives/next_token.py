@@ -27,7 +27,8 @@ def next_token(
     """
     config, count = model.config, batch.trained
     routing = Routing() if config.moe is not None and torch.is_grad_enabled() else None
-    how: dict[str, Any] = {"targets": batch.targets, "chunk": chunk, "softcap": config.logit_softcap, "scale": scale}
+    how: dict[str, Any] = {"targets": batch.targets, "trained": batch.trained_index, "chunk": chunk, "scale": scale}
+    how["softcap"] = config.logit_softcap
     head: Head = partial(cross_entropy_with_z, z_loss=z_loss, **how) if z_loss else partial(cross_entropy_sum, **how)
     found = model(batch.tokens, batch.positions, batch.document_ids, head=head, routing=routing)
     loss_sum, squares = found if z_loss else (found, None)

@@ -126,14 +126,18 @@ def cross_entropy_sum(
     *,
     softcap: float = 0.0,
     scale: float = 1.0,
+    trained: Tensor | None = None,
 ) -> Tensor:
     """Sum of the token losses in nats, float32 scalar; targets of -100 are left out before any product.
 
     ``softcap`` bounds the logits: the model's ``logit_softcap``. ``scale``: what the caller multiplies the sum by before
     ``backward()``: in fp16 the gradient of a logit is then rounded at that size. Values and gradients are the same.
+    ``trained``: places of the trained targets in the flattened rows, where they are known: finding them makes a GPU wait.
     Shapes: hidden (batch, seq, dim), weight (vocab, dim), targets (batch, seq) int64.
     """
-    return cross_entropy_with_z(hidden, weight, targets, chunk, softcap=softcap, z_loss=0.0, scale=scale)[0]
+    return cross_entropy_with_z(
+        hidden, weight, targets, chunk, softcap=softcap, z_loss=0.0, scale=scale, trained=trained
+    )[0]
 
 
 def cross_entropy_with_z(
@@ -145,13 +149,14 @@ def cross_entropy_with_z(
     softcap: float = 0.0,
     z_loss: float,
     scale: float = 1.0,
+    trained: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``cross_entropy_sum``, and the sum over its targets of log(Z)^2, which has no gradient of its own.
 
     The first one's gradient is that of the sum of losses + ``z_loss`` * log(Z)^2, its value that of the losses alone: what
     keeps logits from drifting (Chowdhery et al. 2022, arXiv:2204.02311, section 5: 1e-4) stays out of the figure printed.
     """
-    keep = (targets != IGNORE).reshape(-1).nonzero().squeeze(1)
+    keep = (targets != IGNORE).reshape(-1).nonzero().squeeze(1) if trained is None else trained
     flat = hidden.reshape(-1, hidden.shape[-1])
     chunk = chunk or chunk_tokens(len(weight), weight.dtype)
     wanted = targets.reshape(-1)[keep]

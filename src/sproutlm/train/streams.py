@@ -17,7 +17,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ..data.loader import Batch
 
-Result = tuple[float, int, list[Tensor | None], dict[str, tuple[float, float]]]
+Result = tuple[Tensor, int, list[Tensor | None], dict[str, tuple[float, float]]]
 
 
 def gradients(model: nn.Module, objective: Any, part: Batch, factor: float) -> Result:
@@ -25,9 +25,9 @@ def gradients(model: nn.Module, objective: Any, part: Batch, factor: float) -> R
     nothing is accumulated anywhere."""
     loss, count, metrics = objective(model, part)
     if count == 0:
-        return 0.0, 0, [], {}
+        return torch.zeros(()), 0, [], {}
     grads = torch.autograd.grad(loss * factor, list(model.parameters()), allow_unused=True)
-    return float(loss.detach()), count, list(grads), metrics
+    return loss.detach(), count, list(grads), metrics
 
 
 class Streams:
@@ -36,14 +36,14 @@ class Streams:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "micro-batch", initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(count, "micro-batch", initializer=torch.set_num_threads, initargs=(1,))
 
     def run(self, model: nn.Module, objective: Any, parts: list[Batch], factor: float = 1.0) -> Iterator[Result]:
         """Gradients of each part, times ``factor``, at most ``count`` parts under way."""
         for start in range(0, len(parts), self.count):
             group = parts[start : start + self.count]
-            for future in [self._pool.submit(gradients, model, objective, part, factor) for part in group]:
+            for future in [self.pool.submit(gradients, model, objective, part, factor) for part in group]:
                 yield future.result()
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self.pool.shutdown()

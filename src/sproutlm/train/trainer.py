@@ -21,7 +21,9 @@ from ..config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 from ..data.loader import Batch
 from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
+from .ahead import Ahead
 from .checkpoint import Checkpointer
+from .compile import compile_blocks, wanted as compile_wanted
 from .loss_scale import LossScale
 from .metrics import Console, memory_mb
 from .optim import Optimizers, is_expert_bias
@@ -120,6 +122,8 @@ class Trainer:
         draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         side_by_side = streams > 1 and self.device.type == "cpu" and not draws
         self.streams = Streams(streams) if side_by_side else None
+        on_gpu = self.device.type == "cuda"
+        self._ahead = Ahead(loader.batch, total_steps, pinned=True) if on_gpu else None
         model.checkpointing = config.checkpointing
         self.weights = MasterWeights(model, compute)
         moe = getattr(getattr(model, "config", None), "moe", None)
@@ -140,15 +144,17 @@ class Trainer:
         """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm; a norm that is
         not finite is that of fp16's overflow, after which nothing was updated."""
         asked = time.perf_counter()
-        batch = self.loader.batch(step)
+        batch = self.loader.batch(step) if self._ahead is None else self._ahead.batch(step)
         self.watch.batch(time.perf_counter() - asked, batch.tokens.numel())
-        loss_sum, count, scale = 0.0, 0, self._loss_scale()
+        scale = self._loss_scale()
         factor = 1.0 if scale is None else scale.factor(batch.tokens.numel())
-        for part_loss, part_count in self._micro_batches(step, batch.split(self.micro_rows), factor):
-            loss_sum, count = loss_sum + part_loss, count + part_count
+        parts = list(self._micro_batches(step, batch.split(self.micro_rows), factor))
+        count = sum(part_count for _, part_count in parts)
         if count == 0:
             raise SproutError(f"step {step + 1}: no row of the batch trains a token; see `sprout data inspect`")
-        norm = self._divide_and_clip(count * factor)
+        # The one time in a step that a GPU is waited for: no update is made of gradients that are not finite.
+        read = torch.stack([self._divide(count * factor).double(), *(loss.double() for loss, _ in parts)]).tolist()
+        norm, loss_sum = read[0], sum(read[1:])
         if math.isfinite(loss_sum) and not math.isfinite(norm) and scale is not None and scale.overflowed():
             self._leave_out_update(step, scale)
             return loss_sum, count, norm
@@ -158,6 +164,7 @@ class Trainer:
                 f"step {step + 1}: the loss or gradient is not finite (loss {loss_sum / count}, gradient norm {norm}); "
                 f"rows {rows}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
             )
+        self._clip(norm)
         logged = self._due(self.config.log_every, step + 1)
         if logged:
             self.watch.before_update()
@@ -183,7 +190,7 @@ class Trainer:
             f"is now {scale.scale:g}"
         )
 
-    def _micro_batches(self, step: int, parts: list[Batch], factor: float) -> Iterator[tuple[float, int]]:
+    def _micro_batches(self, step: int, parts: list[Batch], factor: float) -> Iterator[tuple[Tensor, int]]:
         """Add each part's gradient times ``factor`` to the masters', its metrics to the window's, in order; gives its loss
         and count. An objective with a parameter ``scale`` is told the factor, so that it can round at that size."""
         objective = self.objective
@@ -203,7 +210,7 @@ class Trainer:
             (part_loss * factor).backward()
             self.weights.collect_gradients()
             self._add_metrics(metrics)
-            yield float(part_loss.detach()), part_count
+            yield part_loss.detach(), part_count
 
     def _add_metrics(self, metrics: dict[str, tuple[float, float]]) -> None:
         """Add an objective's (sum, count) of each name to the window's."""
@@ -212,20 +219,25 @@ class Trainer:
             window[0] += float(total)
             window[1] += float(count)
 
-    def _divide_and_clip(self, count: float) -> float:
+    def _divide(self, count: float) -> Tensor:
         """Divide the summed gradients once, by the count of the whole window (times what they were scaled by, a power of
-        two); clip; return the norm before clipping."""
-        # What steers expert biases is no gradient of the loss: only its sign counts, and it must not weigh in the norm.
-        masters = self.weights.masters.items()
-        named = {n: m.grad for n, m in masters if m.grad is not None and not is_expert_bias(n)}
+        two); return their norm, on the device."""
+        named = self._clipped()
         grads = list(named.values())
         torch._foreach_div_(grads, float(count))
         norms = torch._foreach_norm(grads)
         self.watch.gradients(list(named), norms)
-        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
-        if self.config.clip and math.isfinite(norm) and norm > self.config.clip:
-            torch._foreach_mul_(grads, self.config.clip / norm)
-        return norm
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _clip(self, norm: float) -> None:
+        if self.config.clip and norm > self.config.clip:
+            torch._foreach_mul_(list(self._clipped().values()), self.config.clip / norm)
+
+    def _clipped(self) -> dict[str, Tensor]:
+        """Gradients by name. What steers expert biases is no gradient of the loss: only its sign counts, and it must not
+        weigh in the norm."""
+        masters = self.weights.masters.items()
+        return {n: m.grad for n, m in masters if m.grad is not None and not is_expert_bias(n)}
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -237,6 +249,8 @@ class Trainer:
         # A run that stopped early is finished: the same command again trains no further.
         stopped_early = 0 < self.config.early_stop <= self.state.validations_without_best
         self.model.train()
+        if self.state.step < self.total_steps and compile_wanted(self.config.compile, self.device):
+            self._compile()
         with self._signals():
             while self.state.step < self.total_steps and not stopped_early:
                 begin = time.perf_counter()
@@ -280,10 +294,18 @@ class Trainer:
             stopped_early,
         )
 
+    def _compile(self) -> None:
+        part = self.loader.batch(self.state.step).split(self.micro_rows)[0]
+        thread = None if self.streams is None else self.streams.pool
+        rows, seq = part.tokens.shape
+        compile_blocks(self.model, rows, seq, masked=part.document_ids is not None, say=self.say, thread=thread)
+
     def close(self) -> None:
-        """End the threads that micro-batches ran on, and what records the run."""
+        """End the threads that micro-batches and batches ran on, and what records the run."""
         if self.streams is not None:
             self.streams.close()
+        if self._ahead is not None:
+            self._ahead.close()
         self.metrics.close()
 
     def _due(self, every: int, step: int | None = None) -> bool:

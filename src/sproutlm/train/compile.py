@@ -1,0 +1,105 @@
+"""The model's blocks through ``torch.compile`` while it trains: what lies between the products becomes one pass each.
+
+One block is compiled, and all blocks of its kind use it. Evaluation and generation, whose shapes change from call to call,
+go on without. What has been compiled is kept on disk, so that the next run on this machine begins in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import Transformer
+from ..model.products import mkl_is_slow
+from ..model.rope import rope_tables
+
+Say = Callable[[str], None]
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def wanted(choice: str, device: torch.device) -> bool:
+    """``auto``: on a GPU. On a CPU the products are most of a step, and a gain of a tenth costs a minute at the start."""
+    return choice == "blocks" or (choice == "auto" and device.type == "cuda")
+
+
+def compile_blocks(
+    model: Transformer, rows: int, seq: int, *, masked: bool, say: Say, thread: Executor | None = None
+) -> bool:
+    """Let ``model`` compute its dense blocks compiled from now on; whether it does.
+
+    One block is tried forwards and backwards at the run's own shape, (rows, seq, dim), with a document mask where
+    ``masked``; whatever fails there is said in one line, and the run goes on without. ``thread``: where micro-batches
+    are computed, if not here: what is compiled holds for threads that compute with as many cores.
+    """
+    if model.config.moe is not None and len(model.config.moe.dense_layers) < model.config.n_layers:
+        say("train.compile: blocks with experts are not compiled (their shapes follow the routing)")
+    if not any(model.may_be_compiled(block) for block in model.layers):
+        return False
+    os.environ.setdefault(CACHE, str(_cache_folder()))
+    began = time.perf_counter()
+    mkl_is_slow()  # asked of the processor before, not while a block is being traced
+    model.compiled = torch.compile(_run)
+    try:
+        if thread is None:
+            _try(model, rows, seq, masked)
+        else:
+            thread.submit(_try, model, rows, seq, masked).result()
+    except Exception as error:  # of Dynamo, the code generator, the compiler or the loader: a run needs none of them
+        model.compiled = None
+        say(f"train.compile: blocks run uncompiled: {_reason(error)}")
+        return False
+    finally:
+        for parameter in model.parameters():
+            parameter.grad = None
+    say(f"compiled one block in {time.perf_counter() - began:.0f} s (kept in {os.environ[CACHE]} for the next run)")
+    return True
+
+
+def _run(block: Any, x: Tensor, *inputs: Any) -> Any:
+    return block(x, *inputs)
+
+
+def _try(model: Transformer, rows: int, seq: int, masked: bool) -> None:
+    config = model.config
+    block = next(block for block in model.layers if model.may_be_compiled(block))
+    weight = next(block.parameters())
+    x = torch.randn(rows, seq, config.dim, dtype=weight.dtype, device=weight.device, requires_grad=True)
+    positions = torch.arange(seq, device=weight.device)
+    if masked:
+        positions = positions.expand(rows, seq)
+    rope = rope_tables(positions, config, x.dtype) if config.positions == "rope" else None
+    mask = torch.zeros(rows, 1, seq, seq, dtype=x.dtype, device=x.device) if masked else None
+    assert model.compiled is not None
+    model.compiled(block, x, rope, mask, None, None, None).float().sum().backward()
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sproutlm" / "compiled"
+
+
+def _reason(error: BaseException) -> str:
+    """What failed and its innermost cause in one line; a missing compiler by name, with the cure."""
+    causes = [error]
+    while (inner := causes[-1].__cause__ or causes[-1].__context__) is not None and inner not in causes:
+        causes.append(inner)
+    names = {type(cause).__name__ for cause in causes}
+    words = " ".join(str(cause) for cause in causes)
+    if "InvalidCxxCompiler" in names or "No working C++ compiler" in words:
+        return "no C++ compiler was found; install g++ (Debian: apt install g++), or name one in CXX"
+    if "TritonMissing" in names or "triton" in words.lower():
+        return "Triton, which makes code for GPUs, is missing or does not work; pip install triton"
+    outer, inner = _first_line(causes[0]), _first_line(causes[-1])
+    return outer if inner == outer else f"{outer} ({inner})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return f"{type(error).__name__}: {next(filter(None, lines), '')[:200]}"

@@ -1,0 +1,121 @@
+"""``train.compile: blocks``: the same numbers, only while training, and a sentence where it cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sproutlm.config.model import ModelConfig
+from sproutlm.model import Transformer
+from sproutlm.train import compile as compiling
+from sproutlm.train.compile import compile_blocks, wanted
+from sproutlm.train.loss import cross_entropy_sum
+
+SHAPE: dict[str, Any] = {"vocab_size": 61, "dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "max_seq_len": 16}
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def model_of(**changes: Any) -> Transformer:
+    model = Transformer(ModelConfig(**SHAPE | changes))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.1, 0.2, generator=generator)
+    return model
+
+
+def gradients(model: Transformer) -> list[Tensor]:
+    tokens = torch.randint(61, (3, 16), generator=torch.Generator().manual_seed(2))
+    loss = model(tokens, head=partial(cross_entropy_sum, targets=tokens.roll(-1, 1)))
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.getbasetemp().parent / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    torch.compiler.reset()
+    return folder
+
+
+@pytest.mark.slow  # a compiler's half minute
+@needs_compiler
+def test_loss_and_gradients_are_those_of_the_plain_blocks(cache: Path) -> None:
+    _compiled_is_the_same()
+    assert cache.is_dir()
+
+
+def test_every_block_runs_compiled_while_training_and_none_otherwise(cache: Path, monkeypatch: Any) -> None:
+    """The wiring alone: what the compiler would make is the function itself."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    _compiled_is_the_same()
+
+
+def _compiled_is_the_same() -> None:
+    model, said = model_of(), []
+    plain = gradients(model)
+    with ThreadPoolExecutor(1) as pool:
+        assert compile_blocks(model, 3, 16, masked=False, say=said.append, thread=pool)
+    assert all(parameter.grad is None for parameter in model.parameters()), "the trial leaves nothing behind"
+    calls = []
+    real = model.compiled
+    assert real is not None
+    model.compiled = lambda *args: calls.append(1) or real(*args)
+    for one, other in zip(plain, gradients(model), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert len(calls) == 2, "both blocks ran compiled"
+    with torch.no_grad():
+        model(torch.zeros(1, 5, dtype=torch.int64))
+    assert len(calls) == 2, "without gradients they run as they are"
+    assert "kept in" in said[-1]
+
+
+def test_without_a_compiler_the_run_goes_on_and_says_what_to_install(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-such-compiler"),))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
+    model, said = model_of(), []
+    plain = gradients(model)
+    assert not compile_blocks(model, 3, 16, masked=False, say=said.append)
+    assert said == [
+        "train.compile: blocks run uncompiled: no C++ compiler was found; install g++ (Debian: apt install g++), or name one "
+        "in CXX"
+    ]
+    assert model.compiled is None
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model), strict=True))
+
+
+def test_any_other_failure_is_one_line_with_its_cause(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        try:
+            raise ValueError("the inner fault\nwith more lines")
+        except ValueError as error:
+            raise RuntimeError("outer") from error
+
+    monkeypatch.setattr(compiling, "_try", broken)
+    said: list[str] = []
+    assert not compile_blocks(model_of(), 3, 16, masked=True, say=said.append)
+    assert said == ["train.compile: blocks run uncompiled: RuntimeError: outer (ValueError: the inner fault)"]
+
+
+def test_blocks_of_experts_are_left_as_they_are() -> None:
+    said: list[str] = []
+    moe = {"n_experts": 2, "top_k": 1, "expert_dim": 16}
+    assert not compile_blocks(model_of(family="qwen3_moe", moe=moe), 3, 16, masked=False, say=said.append)
+    assert "experts are not compiled" in said[0]
+
+
+def test_auto_compiles_on_a_gpu_only() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert wanted("blocks", cpu) and wanted("auto", gpu)
+    assert not wanted("auto", cpu) and not wanted("none", gpu)
