@@ -25,7 +25,8 @@ import torch
 from sproutlm.cli.arguments import write_json
 from sproutlm.config.load import load_recipe
 from sproutlm.config.schema import Recipe
-from sproutlm.pipeline.dry_run import COMPUTE_NAMES, config_of, setting_of
+from sproutlm.pipeline.dry_run import COMPUTE_NAMES, config_of
+from sproutlm.pipeline.split import setting_of
 from sproutlm.plan import count, training_memory
 from sproutlm.plan.memory import Setting
 

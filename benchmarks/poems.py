@@ -22,10 +22,11 @@ from torch import nn
 
 from sproutlm.config.load import load_recipe
 from sproutlm.config.schema import OptimizerConfig, Recipe, ScheduleConfig
-from sproutlm.eval.bits_per_byte import make_evaluator
+from sproutlm.eval.bits_per_byte import TextBytes, make_evaluator
 from sproutlm.objectives.next_token import next_token
 from sproutlm.pipeline.prepare import Prepared, loader_of, prepare
-from sproutlm.pipeline.train import COMPUTE_TYPES, choose_compute, micro_rows, total_steps, train_recipe
+from sproutlm.pipeline.split import micro_rows
+from sproutlm.pipeline.train import COMPUTE_TYPES, choose_compute, total_steps, train_recipe
 from sproutlm.train.checkpoint import Checkpointer
 from sproutlm.train.metrics import MetricsLog, read_metrics
 from sproutlm.train.trainer import Trainer
@@ -39,7 +40,7 @@ def run_one(
     assert prepared.validation is not None
     loader = loader_of(recipe, prepared.train, tokenizer.pad_id)
     held_out = loader_of(recipe, prepared.validation, tokenizer.pad_id)
-    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    token_bytes = TextBytes(tokenizer)
     steps = total_steps(recipe, loader.rows_per_epoch)
     config = recipe.train.model_copy(update={"validate_every": every, "save_every": steps, "sample_every": 0})
     folder = out / name

@@ -15,7 +15,8 @@ import pytest
 from sproutlm.config.load import load_recipe, shipped_recipes
 from sproutlm.config.model import ModelConfig
 from sproutlm.model import Transformer
-from sproutlm.pipeline.dry_run import dry_run, setting_of
+from sproutlm.pipeline.dry_run import dry_run
+from sproutlm.pipeline.split import setting_of
 from sproutlm.plan import training_memory
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

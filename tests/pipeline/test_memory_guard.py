@@ -98,8 +98,8 @@ def test_the_probe_makes_a_step_and_compares(project: Path, sprout: Callable) ->
 
 
 def test_a_probe_that_is_killed_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sproutlm.pipeline.dry_run import setting_of
     from sproutlm.pipeline.probe import probe
+    from sproutlm.pipeline.split import setting_of
 
     killed = subprocess.CompletedProcess([sys.executable], -9, "", "")
     monkeypatch.setattr("sproutlm.pipeline.probe.subprocess.run", lambda *a, **k: killed)

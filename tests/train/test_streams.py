@@ -15,7 +15,7 @@ from sproutlm.config.schema import Recipe
 from sproutlm.data.loader import IGNORE, Batch
 from sproutlm.errors import SproutError
 from sproutlm.objectives.next_token import next_token
-from sproutlm.pipeline.train import choose_streams, micro_rows
+from sproutlm.pipeline.split import choose_streams, micro_rows
 from sproutlm.train.streams import Streams
 from sproutlm.train.trainer import Trainer
 
@@ -148,6 +148,6 @@ def test_streams_are_chosen_where_they_help_and_change_nothing(
         {k: {**v, **changes.get(k, {})} if isinstance(v, dict) else v for k, v in fields.items()}
     )
     assert recipe.model is not None
-    chosen = choose_streams(recipe, recipe.model, torch.device(device), parameters)
+    chosen = choose_streams(recipe, recipe.model, device, parameters)
     split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"streams": chosen})})
     assert (chosen, micro_rows(split)) == (streams, rows)

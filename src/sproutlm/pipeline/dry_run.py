@@ -17,13 +17,14 @@ from ..data.loader import Batch
 from ..errors import DataError
 from ..model import Transformer
 from ..objectives.next_token import next_token
-from ..plan import Setting, count, training_memory
+from ..plan import count, training_memory
 from ..plan.memory import TORCH, Compute, Device
 from ..train.metrics import format_seconds
 from ..train.precision import MasterWeights, choose_compute
 from ..train.streams import Streams
 from .run import resolve_stages
-from .train import COMPUTE_TYPES, choose_device, choose_streams, micro_rows, objective_of, total_steps
+from .split import setting_of
+from .train import COMPUTE_TYPES, choose_device, objective_of, total_steps
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
@@ -60,30 +61,6 @@ def _text_bytes(path: Path) -> float:
     if path.is_dir():
         return sum(_text_bytes(p) for p in path.rglob("*") if p.is_file())
     return path.stat().st_size * (3.0 if path.suffix in (".gz", ".zst", ".parquet") else 1.0)
-
-
-def setting_of(recipe: Recipe, compute: Compute, device: Device = "card", config: ModelConfig | None = None) -> Setting:
-    """What of the recipe decides the memory of a step. On a CPU micro-batches may run side by side; ``config`` decides
-    how many where the recipe leaves that open."""
-    streams = 1
-    if device == "cpu" and config is not None:
-        streams = choose_streams(recipe, config, torch.device("cpu"), count(config).total)
-    split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"streams": streams})})
-    rows = micro_rows(split)
-    step_rows = recipe.train.batch_tokens // recipe.data.seq_len
-    return Setting(
-        rows,
-        recipe.data.seq_len,
-        compute,
-        recipe.optimizer.name,
-        recipe.data.document_mask,
-        device,
-        max(1, min(streams, step_rows // rows)),
-        recipe.train.checkpointing,
-        recipe.train.loss_chunk,
-        recipe.train.batch_tokens,
-        recipe.optimizer.state_dtype,
-    )
 
 
 def config_of(recipe: Recipe, inherited: ModelConfig | None = None) -> ModelConfig:

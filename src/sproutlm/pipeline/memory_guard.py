@@ -15,7 +15,8 @@ from ..errors import OutOfMemory
 from ..plan.fit import USABLE, fit_training
 from ..plan.limits import Limit, tightest
 from ..plan.memory import Compute, Setting, step_bytes
-from .dry_run import config_of, setting_of
+from .dry_run import config_of
+from .split import setting_of
 
 FORCE = "train.force_memory"
 

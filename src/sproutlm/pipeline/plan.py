@@ -18,7 +18,8 @@ from ..plan.cluster import card_share, device_seconds
 from ..plan.fit import MOST_ROWS, checkpointing_time, fit_training, longest_context
 from ..plan.memory import ANSWERING, Compute, Device, Setting, kv_bytes_per_token, step_bytes
 from ..plan.places import Place, cards, machine, place_of
-from .dry_run import COMPUTE_NAMES, Training, setting_of, source_tokens, step_seconds, trainings
+from .dry_run import COMPUTE_NAMES, Training, source_tokens, step_seconds, trainings
+from .split import setting_of
 
 if TYPE_CHECKING:
     from ..config.load import Loaded
@@ -295,8 +296,10 @@ def token_rate(recipe: Recipe, config: ModelConfig, setting: Setting, place: Pla
     if setting.compute == "float32":
         return None, "no published figure of float32 training to go by"
     step = device_seconds(config, setting.seq_len, place.bf16, place.memory, share)
-    step *= checkpointing_time(config, replace(setting, checkpointing="none"), setting)
-    return 1 / step, f"published rates of the card, of whose products {share:.0%} are reached (see --nodes)"
+    again = checkpointing_time(config, replace(setting, checkpointing="none"), setting)
+    if again is None:
+        return None, "what is computed again was not timed"
+    return 1 / (step * again), f"published rates of the card, of whose products {share:.0%} are reached (see --nodes)"
 
 
 def listing() -> list[dict[str, Any]]:

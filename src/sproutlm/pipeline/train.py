@@ -29,6 +29,7 @@ from ..train.precision import choose_compute
 from ..train.trainer import Objective, Sampler, Trainer
 from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
+from .split import micro_rows, setting_of
 from .watching import trackers_of, work_of
 
 if TYPE_CHECKING:
@@ -169,21 +170,6 @@ def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, how: dic
     return recipe.model_copy(update={"run": str(run), "model": config, "train": train})
 
 
-def micro_rows(recipe: Recipe) -> int:
-    """Rows per forward pass: as set, else an equal share of the step for each stream."""
-    return recipe.train.micro_batch or -(
-        -recipe.train.batch_tokens // recipe.data.seq_len // max(1, recipe.train.streams)
-    )
-
-
-def choose_streams(recipe: Recipe, config: ModelConfig, device: torch.device, parameters: int) -> int:
-    """One stream per core for a small model on CPU whose micro-batch was left open; else one."""
-    if recipe.train.streams:
-        return recipe.train.streams
-    fits = device.type == "cpu" and config.dropout == 0 and parameters < 50_000_000 and not recipe.train.micro_batch
-    return min(torch.get_num_threads(), recipe.train.batch_tokens // recipe.data.seq_len) if fits else 1
-
-
 def pinned(
     recipe: Recipe, checkpointer: Checkpointer, model: Transformer, device: torch.device, say: Say
 ) -> dict[str, Any]:
@@ -198,10 +184,9 @@ def pinned(
             "streams": streams,
             "micro_batch": recipe.train.micro_batch or before["micro_batch"],
         }
-    parameters = sum(p.numel() for p in model.parameters())
-    streams = choose_streams(recipe, model.config, device, parameters)
-    split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"streams": streams})})
-    return {"compute": chosen_compute(recipe, device, say), "streams": streams, "micro_batch": micro_rows(split)}
+    compute = chosen_compute(recipe, device, say)
+    setting = setting_of(recipe, compute, "cpu" if device.type == "cpu" else "card", model.config)  # type: ignore[arg-type]
+    return {"compute": compute, "streams": recipe.train.streams or setting.streams, "micro_batch": setting.rows}
 
 
 def compute_name(dtype: torch.dtype) -> str:

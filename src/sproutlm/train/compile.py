@@ -96,8 +96,8 @@ def _reason(error: BaseException) -> str:
         return "no C++ compiler was found; install g++ (Debian: apt install g++), or name one in CXX"
     if "TritonMissing" in names or "triton" in words.lower():
         return "Triton, which makes code for GPUs, is missing or does not work; pip install triton"
-    outer, inner = _first_line(causes[0]), _first_line(causes[-1])
-    return outer if inner == outer else f"{outer} ({inner})"
+    first, last = _first_line(causes[0]), _first_line(causes[-1])
+    return first if first == last else f"{first} ({last})"
 
 
 def _first_line(error: BaseException) -> str:
