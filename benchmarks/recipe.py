@@ -103,6 +103,26 @@ def study() -> Iterator[Run]:
     for name, changes in parts:
         yield Run(name, "part", changes)
     yield Run("residual writers at 0.02 / sqrt(2 layers)", "part", scaled_init=True)
+    winner = (
+        "model.family=research",
+        "model.qk_norm=true",
+        "model.tie_embeddings=false",
+        "model.research=[embedding_norm]",
+    )
+    untied = ("model.family=research", "model.qk_norm=true", "model.tie_embeddings=false")
+    further: list[tuple[str, tuple[str, ...]]] = [  # around what won
+        ("untied, norm, embedding rate 0.012", (*winner, "optimizer.embedding_lr=0.012")),
+        ("untied, norm, embedding rate 0.024", (*winner, "optimizer.embedding_lr=0.024")),
+        ("untied head, embeddings x 50", (*untied, "model.embedding_scale=50")),
+        ("untied, norm, Muon 0.04", (*winner, "optimizer.lr=0.04")),
+        ("untied, norm, batch 2,048", (*winner, "train.batch_tokens=2048")),
+        (
+            "untied, norm, embedding rate 0.012, batch 2,048",
+            (*winner, "optimizer.embedding_lr=0.012", "train.batch_tokens=2048"),
+        ),
+    ]
+    for name, changes in further:
+        yield Run(name, "part", changes)
     for rate in (0.002, 0.004, 0.008, 0.016):  # the same model under AdamW
         yield Run(f"AdamW lr {rate:g}, decay 0.1", "adamw", adamw(rate))
     yield from finalists()
