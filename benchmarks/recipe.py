@@ -88,8 +88,8 @@ def study() -> Iterator[Run]:
         ("no QK-norm", ("model.family=llama", "model.qk_norm=false")),
         ("ReLU2, no gate", ("model.family=research", "model.qk_norm=true", "model.activation=relu2", "model.gated=false", "model.ffn_dim=FFN4")),
         ("untied head", ("model.tie_embeddings=false",)),
-        ("norm after the embedding", ("model.family=research", "model.qk_norm=true", "model.research=[embedding_norm]")),
-        ("untied head, norm after the embedding", ("model.family=research", "model.qk_norm=true", "model.tie_embeddings=false", "model.research=[embedding_norm]")),
+        ("norm after the embedding", ("model.family=research", "model.qk_norm=true", "model.embedding_norm=true")),
+        ("untied head, norm after the embedding", ("model.family=research", "model.qk_norm=true", "model.tie_embeddings=false", "model.embedding_norm=true")),
         ("cosine to 0.1", ("schedule.name=cosine", "schedule.final=0.1")),
         ("linear to 0.05", ("schedule.name=linear",)),
         ("decay over the last 30 %", ("schedule.decay=0.3",)),
@@ -107,7 +107,7 @@ def study() -> Iterator[Run]:
         "model.family=research",
         "model.qk_norm=true",
         "model.tie_embeddings=false",
-        "model.research=[embedding_norm]",
+        "model.embedding_norm=true",
     )
     untied = ("model.family=research", "model.qk_norm=true", "model.tie_embeddings=false")
     further: list[tuple[str, tuple[str, ...]]] = [  # around what won

@@ -71,7 +71,6 @@ def test_an_option_that_is_off_leaves_no_parameter_and_all_off_no_module() -> No
         "x0_lambdas": {"research.x0_lambdas"},
         "smear": {"research.smear_lambda", "research.smear_gate"},
         "unet_skips": {"research.skip_weights"},
-        "embedding_norm": set(),  # a norm without weight
     }
 
 
@@ -97,24 +96,10 @@ def test_the_order_in_which_parts_are_named_does_not_matter() -> None:
 # --- the formulas ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_norm_after_the_embedding_is_the_same_as_a_table_of_normed_rows() -> None:
-    """What makes it exportable with an untied head: the norm of a row depends on nothing but the row."""
-    normed = model_of("embedding_norm", tie_embeddings=False)
-    plain = model_of(tie_embeddings=False)
-    plain.load_state_dict(normed.state_dict())
-    x = tokens(2, 9)
-    assert not torch.allclose(plain(x), normed(x), atol=1e-3)
-    with torch.no_grad():
-        table = plain.embed_tokens.weight
-        table /= (table.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(plain(x), normed(x))
-
-
 @torch.no_grad()
 def test_every_part_together_begins_as_the_model_without_them() -> None:
     x = tokens(2, 9)
-    parts = tuple(part for part in PARTS if part != "embedding_norm")  # the one that changes the start
-    plain, whole = (Transformer(ModelConfig(**SHAPE | {"research": p})).init_weights(3) for p in ((), parts))
+    plain, whole = (Transformer(ModelConfig(**SHAPE | {"research": p})).init_weights(3) for p in ((), PARTS))
     assert torch.equal(plain(x), whole(x))
     assert all(torch.equal(p, whole.get_parameter(n)) for n, p in plain.named_parameters())
     for part in PARTS:  # and with random weights each makes a difference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from sproutlm.config.model import ModelConfig
 from sproutlm.model import Transformer
@@ -75,6 +77,19 @@ def _compiled_is_the_same() -> None:
         model(torch.zeros(1, 5, dtype=torch.int64))
     assert len(calls) == 2, "without gradients they run as they are"
     assert "kept in" in said[-1]
+
+
+def test_what_is_compiled_is_kept_in_our_folder_unless_a_person_names_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Torch names its own, which lies among temporary files, as soon as an optimizer is made: before any block is compiled."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own, said = str(tmp_path / "sproutlm" / "compiled"), []
+    for before, kept in ((default_cache_dir(), own), (str(tmp_path / "theirs"), str(tmp_path / "theirs"))):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        assert compile_blocks(model_of(), 3, 16, masked=False, say=said.append)
+        assert f"kept in {kept} " in said[-1] and os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
 
 
 def test_without_a_compiler_the_run_goes_on_and_says_what_to_install(

@@ -16,7 +16,7 @@ Family = Literal[
 ]  # fmt: skip
 
 
-ResearchPart = Literal["value_embeddings", "residual_lambdas", "x0_lambdas", "smear", "unet_skips", "embedding_norm"]
+ResearchPart = Literal["value_embeddings", "residual_lambdas", "x0_lambdas", "smear", "unet_skips"]
 
 
 class RopeScaling(Strict):
@@ -130,6 +130,11 @@ class ModelConfig(Strict):
     mlp_bias: bool = Field(False, description="Biases in the MLP.")
     moe: MoEConfig | None = Field(None, description="Experts in place of the MLPs.")
     tie_embeddings: bool = Field(True, description="The output head shares the embedding's weights.")
+    embedding_norm: bool = Field(
+        False,
+        description="Each embedding is divided by its root-mean-square before anything reads it. Any family can have it: an "
+        "export stores the divided rows, and beside a tied head the head's own.",
+    )
     embedding_scale: float = Field(1.0, gt=0, description="Factor on the embeddings (Gemma: sqrt(dim)).")
     residual_scale: float = Field(1.0, gt=0, description="Factor on each branch before it is added.")
     logit_softcap: float = Field(0.0, ge=0, description="Logits are capped by s * tanh(logit / s); 0 = not.")
@@ -137,8 +142,7 @@ class ModelConfig(Strict):
         (),
         description="family: research only, as no other program has them. value_embeddings: further embedding tables, "
         "added to the values of every second layer; residual_lambdas, x0_lambdas: each layer reads lambda * x + mu * "
-        "embedding; smear: part of the embedding of the token before; unet_skips: late layers read early ones' outputs too; "
-        "embedding_norm: embeddings are normalised (RMSNorm without weight) before anything reads them.",
+        "embedding; smear: part of the embedding of the token before; unet_skips: late layers read early ones' outputs too.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the two residual branches of each block.")
 

@@ -15,6 +15,7 @@ from ..errors import CheckFailed
 from ..model import Transformer
 from ..model.meta import on_meta
 from ..tokenizer.probe_texts import CONVERSATIONS, HARD_TEXTS, SAMPLES
+from .fold import folded
 
 if TYPE_CHECKING:
     from ..tokenizer.tokenizer import Tokenizer
@@ -87,7 +88,8 @@ def check_gguf(
 
     ids = probe_ids(config, tokenizer)
     expected = build(config, state)(ids)
-    again = build(config, read_weights(file, config))
+    stored, _ = folded(config, state)
+    again = build(stored, read_weights(file, stored))
     logits = again(ids)
     report: dict[str, Any] = {"largest_logit": float(expected.abs().max()), "here": largest(logits, expected)}
     if not available():

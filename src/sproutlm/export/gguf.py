@@ -16,6 +16,7 @@ from ..atomic import fsync_path
 from ..config.model import ModelConfig
 from ..errors import SproutError
 from ..families import expected_shapes
+from .fold import folded
 from .gguf_shape import ARCHITECTURES, entries, metadata, refuse_unsupported
 from .gguf_vocabulary import vocabulary, write
 from .huggingface import main_dtype, refuse_research, replacing, stop_ids
@@ -63,6 +64,7 @@ def write_gguf(
     if kind not in TYPES:
         raise SproutError(f"--type {kind}: not a type that can be written; choose one of {', '.join(TYPES)}")
     refuse_research(config)
+    config, state = folded(config, state)
     refuse_unsupported(config)
     check_vocabulary(config, tokenizer, str(out))
     with replacing_file(out) as temporary:

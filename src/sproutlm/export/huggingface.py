@@ -18,6 +18,7 @@ from ..atomic import fsync_path
 from ..config.model import ModelConfig
 from ..errors import CheckpointError, SproutError
 from ..families import for_family
+from .fold import folded
 from .read import TOKENIZER_FILES, check_vocabulary
 from .weights import INDEX, SHARD_BYTES, SINGLE, dtype_named, write_weights
 
@@ -45,6 +46,7 @@ def write_folder(
 ) -> None:
     """``save`` for weights that are not in a module: ``state`` by our parameter names."""
     refuse_research(config)
+    config, state = folded(config, state)
     family = for_family(config.family)
     check_vocabulary(config, tokenizer, str(out))
     stops = stop_ids(tokenizer)

@@ -53,6 +53,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
+def normalised(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm without a weight, over the last dimension, in the type of ``x``; sums are float32."""
+    scale = x.float().square().mean(-1, keepdim=True).add(eps).rsqrt()
+    return x * scale.to(x.dtype)
+
+
 def norm_of(config: ModelConfig) -> nn.Module:
     """The config's norm over the residual stream."""
     if config.norm == "layernorm":

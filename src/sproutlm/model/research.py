@@ -2,15 +2,14 @@
 
 With x0 the embeddings as they enter the first block, and sigma the sigmoid:
 
-    embedding_norm      embedding of token t  =   itself over its root-mean-square (in ``Transformer._embed``)
     smear               embedding of token t  +=  lambda * sigma(w . e_t) * embedding of token t - 1 of the same document
     unet_skips          x  +=  s_i * output of block n - 1 - i              before block i of the second half
     residual, x0        x   =  lambda_i * x + mu_i * x0                     before block i
     value_embeddings    values of head h  +=  2 sigma(w_h . e) * table_i[token]      in every second block, the last included
 
 e is a token's vector, normalised, of which a gate reads the first ``GATE_CHANNELS`` channels. The formulas are those of the
-public GPT-2 speedruns (github.com/KellerJordan/modded-nanogpt, github.com/karpathy/nanochat). A model with all of them but
-``embedding_norm`` computes at the start what it computes without: lambda_i is 1, the other scalars and gates are 0, and what the tables put
+public GPT-2 speedruns (github.com/KellerJordan/modded-nanogpt, github.com/karpathy/nanochat). A model with all of them
+computes at the start what it computes without: lambda_i is 1, the other scalars and gates are 0, and what the tables put
 into the values meets an output projection of zeros.
 """
 

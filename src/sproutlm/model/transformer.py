@@ -14,7 +14,7 @@ from ..config.model import ModelConfig
 from .attention import Attention, row_mask
 from .init import init_weights
 from .kv_cache import KVCache
-from .layers import MLP, norm_of, softcap
+from .layers import MLP, norm_of, normalised, softcap
 from .moe import MoE, Routing
 from .products import linear
 from .recompute import recomputed
@@ -147,8 +147,8 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x, scale = self.embed_tokens(tokens), self.config.embedding_scale
-        if "embedding_norm" in self.config.research:
-            x = F.rms_norm(x, x.shape[-1:], None, self.config.norm_eps)
+        if self.config.embedding_norm:
+            x = normalised(x, self.config.norm_eps)
         # Rounded to the compute type first, as the checkpoints that have one were trained.
         return x if scale == 1.0 else x * torch.full((), scale, dtype=x.dtype, device=x.device)
 

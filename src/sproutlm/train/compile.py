@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ..model import Transformer
 from ..model.products import mkl_is_slow
@@ -42,7 +43,7 @@ def compile_blocks(
         say("train.compile: blocks with experts are not compiled (their shapes follow the routing)")
     if not any(model.may_be_compiled(block) for block in model.layers):
         return False
-    os.environ.setdefault(CACHE, str(_cache_folder()))
+    _keep_what_is_compiled()
     began = time.perf_counter()
     mkl_is_slow()  # asked of the processor before, not while a block is being traced
     model.compiled = torch.compile(_run)
@@ -78,6 +79,13 @@ def _try(model: Transformer, rows: int, seq: int, masked: bool) -> None:
     mask = torch.zeros(rows, 1, seq, seq, dtype=x.dtype, device=x.device) if masked else None
     assert model.compiled is not None
     model.compiled(block, x, rope, mask, None, None, None).float().sum().backward()
+
+
+def _keep_what_is_compiled() -> None:
+    """Name our folder, unless a person named one. Torch puts its own, in the folder for temporary files, into the environment
+    as soon as an optimizer is made: that is nobody's choice, and gone after the next start of the machine."""
+    if os.environ.get(CACHE) in (None, "", default_cache_dir()):
+        os.environ[CACHE] = str(_cache_folder())
 
 
 def _cache_folder() -> Path:
