@@ -145,14 +145,16 @@ def study() -> Iterator[Run]:
 
 
 def finalists() -> Iterator[Run]:
-    """Confirmed on three seeds and two sizes; the baseline at the best of its points."""
+    """Confirmed on three seeds and two sizes: the baseline at its best rate, the base, and what won."""
+    winner = ("model.family=research", "model.qk_norm=true", "model.tie_embeddings=false", "model.embedding_norm=true")
     for size in SIZES:
         for seed in (1, 2, 3):
-            for name, changes, model in FINALISTS:
-                yield Run(name, "final", changes, size=size, seed=seed, model=model)
+            yield Run(FINALISTS[0], "baseline", nanogpt(0.001), size=size, seed=seed, model="nanogpt")
+            yield Run(FINALISTS[1], "part", size=size, seed=seed)
+            yield Run(FINALISTS[2], "part", winner, size=size, seed=seed)
 
 
-FINALISTS: list[tuple[str, tuple[str, ...], str]] = []
+FINALISTS = ("nanogpt lr 0.001", "base", "untied head, norm after the embedding")
 
 
 def write_text(data: Path, out: Path) -> None:
@@ -340,7 +342,7 @@ def run_study(runs: list[Run], work: Path, jobs: int, say: Callable[[str], None]
 def measure_rates(work: Path, rounds: int = 3) -> None:
     """Processor seconds per token of each finalist, in turns, each in a process of its own; medians."""
     times: dict[str, list[float]] = {}
-    chosen = [run for run in study() if run.group == "final" and run.seed == 1]
+    chosen = [run for run in study() if run.name in FINALISTS and run.seed == 1]
     for turn in range(rounds):
         for run in chosen if turn % 2 == 0 else chosen[::-1]:
             command = [sys.executable, __file__, "--work", str(work), "--time-one", run.key]
@@ -388,7 +390,10 @@ def main() -> None:
     wanted = [
         r
         for r in runs.values()
-        if not args.only or any(o in (r.group, r.size) or o in r.name for o in args.only.split(","))
+        if not args.only
+        or any(
+            o in (r.group, r.size, r.seed, "final" * (r.name in FINALISTS)) or o in r.name for o in args.only.split(",")
+        )
     ]
     if args.list:
         found = finished()

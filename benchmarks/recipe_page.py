@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from recipe import FINALISTS
+
 Row = dict[str, Any]
 BASE = "base"
 
@@ -34,7 +36,10 @@ def screened(rows: list[Row], group: str, base: Row | None) -> list[str]:
         "| run | bits per byte | beside the base | parameters | processor s |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in sorted((r for r in rows if r["group"] == group and r["size"] == "3m"), key=lambda r: r["bits_per_byte"]):
+    for row in sorted(
+        (r for r in rows if r["group"] == group and r["size"] == "3m" and r["seed"] == 1),
+        key=lambda r: r["bits_per_byte"],
+    ):
         beside = "" if base is None else f"{100 * (row['bits_per_byte'] / base['bits_per_byte'] - 1):+.2f} %"
         name = f"**{row['name']}**" if row["name"] == BASE else row["name"]
         lines.append(
@@ -50,7 +55,7 @@ def finals(rows: list[Row], rates: dict[str, float]) -> list[str]:
     """
     found: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["group"] == "final":
+        if row["name"] in FINALISTS:
             found[row["size"], row["name"], row["tokens"]].append(row)
     lines = [
         "| size | run | seeds | bits per byte | tokens to the baseline's end | time to it |",
@@ -82,7 +87,7 @@ def plot(rows: list[Row], column: int, label: str, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    chosen = [r for r in rows if r["group"] == "final"]
+    chosen = [r for r in rows if r["name"] in FINALISTS]
     sizes = sorted({r["size"] for r in chosen}, key=lambda s: (len(s), s))
     names = sorted({r["name"] for r in chosen})
     figure, panels = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3.6), squeeze=False)
@@ -109,7 +114,7 @@ def plot(rows: list[Row], column: int, label: str, out: Path) -> None:
 
 def write_page(rows: list[Row], rates: dict[str, float], page: Path) -> None:
     """The page, and its plots in a folder of the page's name beside it."""
-    base = next((r for r in rows if r["name"] == BASE and r["size"] == "3m"), None)
+    base = next((r for r in rows if r["name"] == BASE and r["size"] == "3m" and r["seed"] == 1), None)
     if base is None:
         raise SystemExit("the base has not been run yet: python benchmarks/recipe.py --only base")
     commits = ", ".join(sorted({r["commit"] for r in rows}))
@@ -131,7 +136,7 @@ def write_page(rows: list[Row], rates: dict[str, float], page: Path) -> None:
         *finals(rows, rates),
         "",
     ]
-    if any(r["group"] == "final" for r in rows):
+    if any(r["name"] in FINALISTS for r in rows):
         for column, label, name in ((0, "tokens", "tokens"), (2, "processor seconds", "time")):
             plot(rows, column, label, folder / f"{name}.png")
             lines += [f"![bits per byte against {label}]({folder.name}/{name}.png)", ""]
