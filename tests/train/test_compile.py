@@ -110,6 +110,16 @@ def test_without_a_compiler_the_run_goes_on_and_says_what_to_install(
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model), strict=True))
 
 
+def test_nothing_is_compiled_that_selective_checkpointing_would_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("nobody would run it"))
+    model, said = model_of(), []
+    model.checkpointing = "selective"
+    assert not compile_blocks(model, 3, 16, masked=False, say=said.append)
+    assert said == [
+        "train.compile: with train.checkpointing=selective, which looks at each product, blocks run uncompiled"
+    ]
+
+
 def test_any_other_failure_is_one_line_with_its_cause(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         try:

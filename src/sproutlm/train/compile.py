@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ..model import Transformer
 from ..model.products import mkl_is_slow
@@ -42,6 +41,9 @@ def compile_blocks(
     if model.config.moe is not None and len(model.config.moe.dense_layers) < model.config.n_layers:
         say("train.compile: blocks with experts are not compiled (their shapes follow the routing)")
     if not any(model.may_be_compiled(block) for block in model.layers):
+        return False
+    if model.checkpointing == "selective":
+        say("train.compile: with train.checkpointing=selective, which looks at each product, blocks run uncompiled")
         return False
     _keep_what_is_compiled()
     began = time.perf_counter()
@@ -84,6 +86,8 @@ def _try(model: Transformer, rows: int, seq: int, masked: bool) -> None:
 def _keep_what_is_compiled() -> None:
     """Name our folder, unless a person named one. Torch puts its own, in the folder for temporary files, into the environment
     as soon as an optimizer is made: that is nobody's choice, and gone after the next start of the machine."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes a second to import
+
     if os.environ.get(CACHE) in (None, "", default_cache_dir()):
         os.environ[CACHE] = str(_cache_folder())
 
