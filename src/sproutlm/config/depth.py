@@ -12,9 +12,9 @@ Published, too, and for a batch that a recipe gives itself: every rate * sqrt(ba
 4,096 that rule would make 0.02 into 0.0018, and what was measured here at 4,096 and width 192 was 0.02: batch and width shrink
 together along the dial. So the rule holds for a batch beside the dial's own, never along the dial.
 
-What is measured here: the point at width 192, on Tang poems (docs/results/poems-zh.md), with one rate for the embedding and
-the head that shares its weights. The published embedding rate (0.3) is of an untied table read through a norm, and is not
-taken over. Not measured: every point between, and all above.
+What is measured here: the points at widths 192 and 320 (docs/results/recipe.md), with one rate for the embedding, which is
+read through a norm, and for the head, which is a matrix of its own. The published embedding rate (0.3) begins from larger
+rows and is not taken over. Not measured: every point between, and all above.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ ANCHORS: tuple[Anchor, ...] = (
     Anchor(192, 4096, 0.02, 0.006, 0.006, 0.0, "recipes/poems-zh.yaml: measured here"),
     Anchor(768, 2**19, 0.02, 0.003, 0.005, 0.0, "public speedruns: batch, matrices, scalars; embedding: sqrt(192 / 768) of ours"),
 )  # fmt: skip
+# How the embedding is read and what the head is: measured here (docs/results/recipe.md).
+EMBEDDING: Mapping[str, bool] = {"tie_embeddings": False, "embedding_norm": True}
 WIDTH_PER_LAYER = 64  # nanochat's: 12 layers of 768
 HEAD_DIM, WIDE_HEAD_DIM = 64, 128
 WIDE_FROM = (
@@ -195,7 +197,7 @@ def dial(
     head_dim = sizes.get("head_dim") or dim // heads
     ffn = max(0, whole(given.get("ffn_dim")) or 0) or ffn_width(dim)
     layer = 2 * dim * heads * head_dim + 2 * dim * kv * head_dim + 3 * dim * ffn + 2 * dim + 2 * head_dim
-    tables = 2 if given.get("tie_embeddings") is False else 1
+    tables = 1 if given.get("tie_embeddings", EMBEDDING["tie_embeddings"]) else 2
     embedding, blocks = tables * vocab_size * dim, sizes["n_layers"] * layer + dim
     batch = batch_tokens or own_batch(dim, seq_len)
     found = rates(dim, seq_len, batch)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .data import DataConfig, TokenizerConfig
-from .depth import BOTH, Dial, dial, fault_of, whole
+from .depth import BOTH, EMBEDDING, Dial, dial, fault_of, whole
 from .model import ModelConfig
 from .strict import Fault, refuse
 
@@ -40,6 +40,7 @@ def chosen(values: Mapping[str, Any]) -> str | None:
         return None
     given, model = values["model"], ModelConfig.model_validate(values["model"])
     found = {f"model.{name}": getattr(model, name) for name in SHAPE if not given.get(name)}
+    found |= {f"model.{name}": getattr(model, name) for name in EMBEDDING if given.get(name) is None}
     for section in ("optimizer", "train", "model"):
         before = values.get(section) or {}
         new = {n: v for n, v in filled.get(section, {}).items() if before.get(n) is None}

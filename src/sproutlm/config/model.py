@@ -283,7 +283,7 @@ def _with_depth(values: dict[str, Any]) -> dict[str, Any]:
         refuse([Fault(("depth",), fault)])
     # A zero means that a size follows from others: those of the dial.
     shape = dial.shape(int(depth), values)
-    return values | {name: size for name, size in shape.items() if not values.get(name)}
+    return {**dial.EMBEDDING, **values, **{name: size for name, size in shape.items() if not values.get(name)}}
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
