@@ -33,10 +33,21 @@ def model_of(**changes: Any) -> Transformer:
     return model
 
 
-def gradients(model: Transformer) -> list[Tensor]:
+def gradients(model: Transformer, masked: bool = False) -> list[Tensor]:
     tokens = torch.randint(61, (3, 16), generator=torch.Generator().manual_seed(2))
-    loss = model(tokens, head=partial(cross_entropy_sum, targets=tokens.roll(-1, 1)))
+    positions = torch.arange(16).repeat(3, 1)  # as a loader gives them: for every row
+    documents = (positions > 5).long() if masked else None
+    loss = model(tokens, positions, documents, head=partial(cross_entropy_sum, targets=tokens.roll(-1, 1)))
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let ``torch.compile`` trace as ever and make no code; the graphs that it is given, one after another."""
+    torch.compiler.reset()
+    graphs: list[Any] = []
+    compiled = partial(torch.compile, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    monkeypatch.setattr(torch, "compile", compiled)
+    return graphs
 
 
 @pytest.fixture
@@ -90,6 +101,35 @@ def test_what_is_compiled_is_kept_in_our_folder_unless_a_person_names_one(
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
         assert compile_blocks(model_of(), 3, 16, masked=False, say=said.append)
         assert f"kept in {kept} " in said[-1] and os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
+
+
+@pytest.mark.parametrize(("masked", "window"), [(False, 0), (True, 0), (False, 4), (True, 4)])
+def test_what_was_tried_is_what_a_step_asks_for(monkeypatch: pytest.MonkeyPatch, masked: bool, window: int) -> None:
+    """A step compiles nothing more: there no failure would be caught, and the first compilation were for nobody."""
+    graphs = traced(monkeypatch)
+    windows = {"sliding_window": window, "window_pattern": "SF"} if window else {}
+    model = model_of(**windows)
+    assert compile_blocks(model, 3, 16, masked=masked, say=lambda line: None)
+    tried = len(graphs)
+    assert tried >= 1
+    gradients(model, masked)
+    assert len(graphs) == tried
+
+
+def test_another_stage_of_the_same_process_compiles_for_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a block of one width Dynamo would take a second one's width for a number that changes: other code, and other
+    rounding, than where the same stage is continued by a process of its own."""
+    graphs = traced(monkeypatch)
+    for dim, rows, seq in ((32, 3, 16), (64, 2, 8)):
+        graphs.clear()
+        assert compile_blocks(model_of(dim=dim), rows, seq, masked=False, say=lambda line: None)
+        shapes = [
+            node.meta["example_value"].shape
+            for node in graphs[0].graph.nodes
+            if node.op == "placeholder" and isinstance(node.meta["example_value"], Tensor)
+        ]
+        assert (rows, seq, dim) in [tuple(shape) for shape in shapes]
+        assert all(type(size) is int for shape in shapes for size in shape)
 
 
 def test_without_a_compiler_the_run_goes_on_and_says_what_to_install(

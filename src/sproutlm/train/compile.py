@@ -18,10 +18,12 @@ from torch import Tensor
 
 from ..model import Transformer
 from ..model.products import mkl_is_slow
-from ..model.rope import rope_tables
 
 Say = Callable[[str], None]
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+MOST_KINDS = (
+    64  # of one block; torch's own limit of 8, beyond which it leaves blocks uncompiled, is too low for short rows
+)
 
 
 def wanted(choice: str, device: torch.device) -> bool:
@@ -34,7 +36,7 @@ def compile_blocks(
 ) -> bool:
     """Let ``model`` compute its dense blocks compiled from now on; whether it does.
 
-    One block is tried forwards and backwards at the run's own shape, (rows, seq, dim), with a document mask where
+    The blocks are tried forwards and backwards at the run's own shape, (rows, seq), with a document mask where
     ``masked``; whatever fails there is said in one line, and the run goes on without. ``thread``: where micro-batches
     are computed, if not here: what is compiled holds for threads that compute with as many cores.
     """
@@ -48,6 +50,9 @@ def compile_blocks(
     _keep_what_is_compiled()
     began = time.perf_counter()
     mkl_is_slow()  # asked of the processor before, not while a block is being traced
+    torch.compiler.reset()  # what a stage before this one compiled: shapes that differ from its would count as changing ones
+    # A block for rows that are all as long; for others; of one row; each with a mask and without, and by a window of its own.
+    torch._dynamo.config.recompile_limit = MOST_KINDS
     model.compiled = torch.compile(_run)
     try:
         if thread is None:
@@ -70,17 +75,12 @@ def _run(block: Any, x: Tensor, *inputs: Any) -> Any:
 
 
 def _try(model: Transformer, rows: int, seq: int, masked: bool) -> None:
-    config = model.config
-    block = next(block for block in model.layers if model.may_be_compiled(block))
-    weight = next(block.parameters())
-    x = torch.randn(rows, seq, config.dim, dtype=weight.dtype, device=weight.device, requires_grad=True)
-    positions = torch.arange(seq, device=weight.device)
-    if masked:
-        positions = positions.expand(rows, seq)
-    rope = rope_tables(positions, config, x.dtype) if config.positions == "rope" else None
-    mask = torch.zeros(rows, 1, seq, seq, dtype=x.dtype, device=x.device) if masked else None
-    assert model.compiled is not None
-    model.compiled(block, x, rope, mask, None, None, None).float().sum().backward()
+    """Forwards and backwards as a training step goes, by the same way: what is compiled here is what the step asks for."""
+    device = next(model.parameters()).device
+    tokens = torch.zeros(rows, seq, dtype=torch.int64, device=device)
+    positions = torch.arange(seq, device=device).repeat(rows, 1)
+    hidden = model(tokens, positions, tokens if masked else None, head=lambda hidden, weight: hidden)
+    hidden.float().sum().backward()
 
 
 def _keep_what_is_compiled() -> None:
