@@ -50,6 +50,10 @@ def test_work_is_that_of_a_trained_token_of_the_run_and_the_peak_is_said(
     assert work.peak == 2 * watching.MEASURED_SIZE**3 / 0.5
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
     assert watching.work_of(recipe, recipe.model, torch.device("cuda"), torch.bfloat16, said.append).peak is None
+    work = watching.work_of(recipe, recipe.model, torch.device("cpu"), torch.float16, said.append)
+    assert (work.peak, said[-1]) == (None, "MFU: n/a, the float16 peak of cpu here is not known"), (
+        "runs reached 550 % of what was measured"
+    )
     assert "measured" in said[0] and "n/a" in said[1]
 
 
