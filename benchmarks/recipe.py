@@ -20,18 +20,16 @@ import json
 import math
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/recipe.jsonl"
-RATES = ROOT / "benchmarks/results/recipe_rates.json"
 SIZES = {
     "3m": {"dim": 192, "n_layers": 5, "n_heads": 3, "ffn_dim": 512},
     "10m": {"dim": 320, "n_layers": 8, "n_heads": 5, "ffn_dim": 832},
@@ -339,21 +337,6 @@ def run_study(runs: list[Run], work: Path, jobs: int, say: Callable[[str], None]
         time.sleep(0.5)
 
 
-def measure_rates(work: Path, rounds: int = 3) -> None:
-    """Processor seconds per token of each finalist, in turns, each in a process of its own; medians."""
-    times: dict[str, list[float]] = {}
-    chosen = [run for run in study() if run.name in FINALISTS and run.seed == 1]
-    for turn in range(rounds):
-        for run in chosen if turn % 2 == 0 else chosen[::-1]:
-            command = [sys.executable, __file__, "--work", str(work), "--time-one", run.key]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            answer = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
-            times.setdefault(f"{run.name}/{run.size}", []).append(answer["seconds_per_token"])
-            print(run.name, run.size, answer, flush=True)
-    found = {name: statistics.median(values) for name, values in times.items()}
-    RATES.write_text(json.dumps({"seconds_per_token": found, "all": times, "commit": commit()}, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="the folder with the real sets")
@@ -366,26 +349,15 @@ def main() -> None:
         "--rates", action="store_true", help="time the finalists' steps in turns; wants a quiet machine"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--time-one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = {run.key: run for run in study()}
-    if args.time_one:
-        short = replace(runs[args.time_one], tokens=16 * 4096)
-        curve = train_one(short, args.work)["curve"]  # of eight points: the first two steps warm up
-        (from_tokens, _, from_seconds), (to_tokens, _, to_seconds) = curve[0], curve[-1]
-        print(json.dumps({"seconds_per_token": (to_seconds - from_seconds) / (to_tokens - from_tokens)}))
-        return
     if args.one:
         append(train_one(runs[args.one], args.work))
         return
     if args.page:
         from recipe_page import write_page
 
-        rates = json.loads(RATES.read_text())["seconds_per_token"] if RATES.is_file() else {}
-        write_page(list(finished().values()), rates, args.page)
-        return
-    if args.rates:
-        measure_rates(args.work)
+        write_page(list(finished().values()), args.page)
         return
     wanted = [
         r

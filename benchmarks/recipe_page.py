@@ -25,6 +25,14 @@ def reached(curve: list[list[float]], target: float, column: int) -> float | Non
     return None
 
 
+def share_to(group: list[Row], baseline: list[Row], target: float, column: int) -> str:
+    """Mean over seeds of what ``group`` took to meet ``target``, as a share of all that the baseline took."""
+    found = [at for row in group if (at := reached(row["curve"], target, column)) is not None]
+    if len(found) < len(group):
+        return "not reached"
+    return f"{statistics.fmean(found) / statistics.fmean(row['curve'][-1][column] for row in baseline):.3f}"
+
+
 def mean_error(values: list[float]) -> tuple[float, float]:
     """Mean and its standard error; the error of one value is not known."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
@@ -48,11 +56,8 @@ def screened(rows: list[Row], group: str, base: Row | None) -> list[str]:
     return lines
 
 
-def finals(rows: list[Row], rates: dict[str, float]) -> list[str]:
-    """By size and name: mean and error over seeds; tokens and time to the baseline's mean at its end.
-
-    ``rates``: processor seconds per token by "name/size", all measured in turns on a quiet machine.
-    """
+def finals(rows: list[Row]) -> list[str]:
+    """By size and name: mean and error over seeds; tokens and time to the baseline's mean at its end, as shares of its own."""
     found: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
         if row["name"] in FINALISTS:
@@ -68,11 +73,7 @@ def finals(rows: list[Row], rates: dict[str, float]) -> list[str]:
         tokens_to = time_to = ""
         if baseline is not None and name != baseline:
             target = mean_error([r["bits_per_byte"] for r in found[size, baseline, tokens]])[0]
-            shares = [at / r["curve"][-1][0] for r in group if (at := reached(r["curve"], target, 0)) is not None]
-            tokens_to = f"{statistics.fmean(shares):.3f}" if len(shares) == len(group) else "not reached"
-            ours, theirs = rates.get(f"{name}/{size}"), rates.get(f"{baseline}/{size}")
-            if len(shares) == len(group) and ours and theirs:
-                time_to = f"{statistics.fmean(shares) * ours / theirs:.3f}"
+            tokens_to, time_to = (share_to(group, found[size, baseline, tokens], target, column) for column in (0, 2))
         plus = "" if len(group) == 1 else f" ± {error:.4f}"
         lines.append(
             f"| {size}, {tokens / 1e6:g} M tokens | {name} | {len(group)} | {mean:.4f}{plus} | {tokens_to} | {time_to} |"
@@ -112,7 +113,7 @@ def plot(rows: list[Row], column: int, label: str, out: Path) -> None:
     plt.close(figure)
 
 
-def write_page(rows: list[Row], rates: dict[str, float], page: Path) -> None:
+def write_page(rows: list[Row], page: Path) -> None:
     """The page, and its plots in a folder of the page's name beside it."""
     base = next((r for r in rows if r["name"] == BASE and r["size"] == "3m" and r["seed"] == 1), None)
     if base is None:
@@ -128,12 +129,11 @@ def write_page(rows: list[Row], rates: dict[str, float], page: Path) -> None:
         f"{len(rows)} runs, torch {base['torch']}, {base['compute']} over float32 masters, one thread each, commits {commits}. "
         "Text: Tang poems, Alpaca's instructions in English and Chinese, Wikipedia, Shakespeare; 500 documents held out; nothing "
         "read twice. Screened on one seed: differences of a few tenths of a percent there are noise (the finalists' errors "
-        "say how much). Processor seconds come from a machine that did other things as well; the finalists' time is "
-        "from a run of its own, in turns.",
+        "say how much). Processor seconds come from a machine that did other things as well: differences of a tenth are noise.",
         "",
         "## The finalists",
         "",
-        *finals(rows, rates),
+        *finals(rows),
         "",
     ]
     if any(r["name"] in FINALISTS for r in rows):
