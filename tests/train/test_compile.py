@@ -150,6 +150,30 @@ def test_without_a_compiler_the_run_goes_on_and_says_what_to_install(
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model), strict=True))
 
 
+def test_a_home_that_takes_no_files_leaves_what_is_compiled_among_temporary_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    said: list[str] = []
+    assert compile_blocks(model_of(), 3, 16, masked=False, say=said.append)
+    assert f"kept in {default_cache_dir()} " in said[-1]
+
+
+def test_a_folder_for_compiled_blocks_that_takes_no_files_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch looks into it before it compiles anything: in ``torch.compile`` itself."""
+
+    def refused(function: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/theirs")
+
+    monkeypatch.setattr(torch, "compile", refused)
+    said: list[str] = []
+    assert not compile_blocks(model_of(), 3, 16, masked=False, say=said.append)
+    assert said == ["train.compile: blocks run uncompiled: PermissionError: [Errno 13] Permission denied: '/theirs'"]
+
+
 def test_nothing_is_compiled_that_selective_checkpointing_would_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("nobody would run it"))
     model, said = model_of(), []

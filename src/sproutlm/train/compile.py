@@ -47,14 +47,14 @@ def compile_blocks(
     if model.checkpointing == "selective":
         say("train.compile: with train.checkpointing=selective, which looks at each product, blocks run uncompiled")
         return False
-    _keep_what_is_compiled()
     began = time.perf_counter()
-    mkl_is_slow()  # asked of the processor before, not while a block is being traced
-    torch.compiler.reset()  # what a stage before this one compiled: shapes that differ from its would count as changing ones
-    # A block for rows that are all as long; for others; of one row; each with a mask and without, and by a window of its own.
-    torch._dynamo.config.recompile_limit = MOST_KINDS
-    model.compiled = torch.compile(_run)
     try:
+        _keep_what_is_compiled()
+        mkl_is_slow()  # asked of the processor before, not while a block is being traced
+        torch.compiler.reset()  # what a stage before this one compiled: shapes that differ from its would count as changing
+        # A block for rows that are all as long; for others; of one row; each with a mask and without, and by a window of its own.
+        torch._dynamo.config.recompile_limit = MOST_KINDS
+        model.compiled = torch.compile(_run)
         if thread is None:
             _try(model, rows, seq, masked)
         else:
@@ -66,7 +66,7 @@ def compile_blocks(
     finally:
         for parameter in model.parameters():
             parameter.grad = None
-    say(f"compiled one block in {time.perf_counter() - began:.0f} s (kept in {os.environ[CACHE]} for the next run)")
+    say(f"compiled one block in {time.perf_counter() - began:.0f} s (kept in {os.environ.get(CACHE)} for the next run)")
     return True
 
 
@@ -88,13 +88,15 @@ def _keep_what_is_compiled() -> None:
     as soon as an optimizer is made: that is nobody's choice, and gone after the next start of the machine."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes a second to import
 
-    if os.environ.get(CACHE) in (None, "", default_cache_dir()):
-        os.environ[CACHE] = str(_cache_folder())
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sproutlm" / "compiled"
+    if os.environ.get(CACHE) not in (None, "", default_cache_dir()):
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sproutlm" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that takes no files, or none at all: among temporary files, then
+        return
+    if os.access(folder, os.W_OK):
+        os.environ[CACHE] = str(folder)
 
 
 def _reason(error: BaseException) -> str:
