@@ -174,6 +174,13 @@ def test_a_folder_for_compiled_blocks_that_takes_no_files_ends_no_run(monkeypatc
     assert said == ["train.compile: blocks run uncompiled: PermissionError: [Errno 13] Permission denied: '/theirs'"]
 
 
+def test_with_research_parts_nothing_is_compiled_and_that_is_said() -> None:
+    said: list[str] = []
+    model = model_of(family="research", research=("smear",))
+    assert not compile_blocks(model, 3, 16, masked=False, say=said.append)
+    assert said == ["train.compile: blocks that research parts lead into are not compiled"]
+
+
 def test_nothing_is_compiled_that_selective_checkpointing_would_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("nobody would run it"))
     model, said = model_of(), []

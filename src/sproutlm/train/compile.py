@@ -42,6 +42,8 @@ def compile_blocks(
     """
     if model.config.moe is not None and len(model.config.moe.dense_layers) < model.config.n_layers:
         say("train.compile: blocks with experts are not compiled (their shapes follow the routing)")
+    if model.research is not None:
+        say("train.compile: blocks that research parts lead into are not compiled")
     if not any(model.may_be_compiled(block) for block in model.layers):
         return False
     if model.checkpointing == "selective":
