@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "cpu": (8, 512), "cuda": (64, 512),
     },
-    "124m": {"what": "124M, GPT-2's blocks", "model": shape_of("gpt2"), "cpu": (4, 256), "cuda": (32, 1024)},
+    "124m": {"what": "124M, GPT-2's blocks", "model": shape_of("gpt2"), "cpu": (8, 512), "cuda": (32, 1024)},
     "64m": {"what": "64M, MiniMind's shape", "model": shape_of("minimind-3"), "cpu": (8, 512), "cuda": (64, 512)},
     "0.6b": {"what": "Qwen3 0.6B", "model": shape_of("qwen3-0.6b"), "cpu": (1, 512), "cuda": (8, 2048)},
     "1.2b": {"what": "1.2B, Qwen3's blocks", "model": shape_of("1.2b"), "cpu": (1, 512), "cuda": (8, 2048)},
