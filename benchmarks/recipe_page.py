@@ -81,6 +81,24 @@ def finals(rows: list[Row]) -> list[str]:
     return lines
 
 
+def beside_best_baseline(rows: list[Row]) -> list[str]:
+    """The finalists of the first seed beside the baseline's best point, whichever batch it has."""
+    first = [r for r in rows if (r["size"], r["seed"]) == ("3m", 1)]
+    best = min((r for r in first if r["group"] == "baseline"), key=lambda r: r["bits_per_byte"], default=None)
+    if best is None:
+        return []
+    told = []
+    for name in FINALISTS[1:]:
+        own = [r for r in first if r["name"] == name]
+        tokens, seconds = (
+            (share_to(own, [best], best["bits_per_byte"], column) for column in (0, 2)) if own else ("", "")
+        )
+        told.append(f"{name}: {tokens} of its tokens, {seconds} of its processor time")
+    return [
+        f"To the end of the baseline's best point ({best['name']}, {best['bits_per_byte']:.4f}, one seed): {'; '.join(told)}."
+    ]
+
+
 def plot(rows: list[Row], column: int, label: str, out: Path) -> None:
     """Held-out bits per byte of the finalists, each seed a line; one panel a size."""
     import matplotlib
@@ -136,11 +154,18 @@ def write_page(rows: list[Row], page: Path) -> None:
         *finals(rows),
         "",
     ]
+    lines += [*beside_best_baseline(rows), ""]
     if any(r["name"] in FINALISTS for r in rows):
         for column, label, name in ((0, "tokens", "tokens"), (2, "processor seconds", "time")):
             plot(rows, column, label, folder / f"{name}.png")
             lines += [f"![bits per byte against {label}]({folder.name}/{name}.png)", ""]
     lines += ["## One part at a time, 3 M parameters, 1 M tokens, seed 1", "", *screened(rows, "part", base), ""]
-    lines += ["## The same model under AdamW (cosine to 0.1, as the baseline)", "", *screened(rows, "adamw", base), ""]
+    if any(r["group"] == "adamw" for r in rows):
+        lines += [
+            "## The same model under AdamW (cosine to 0.1, as the baseline)",
+            "",
+            *screened(rows, "adamw", base),
+            "",
+        ]
     lines += ["## The baseline: GPT-2's block under AdamW, tuned", "", *screened(rows, "baseline", base), ""]
     page.write_text("\n".join(lines))
