@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from nanogpt import GPT2
+from recipe_page import reached
 from torch import nn
 
 from sproutlm.config.load import load_recipe
@@ -98,14 +99,6 @@ def run_ours(recipe: Recipe, prepared: Prepared, work: Path, every: int) -> dict
     }
 
 
-def tokens_to_reach(curve: list[tuple[int, float]], target: float) -> float | None:
-    """Tokens at which a falling curve first meets ``target``, linear between measured points."""
-    for (t0, b0), (t1, b1) in zip(curve, curve[1:], strict=False):
-        if b1 <= target:
-            return t0 + (t1 - t0) * (b0 - target) / (b0 - b1) if b0 > target else t0
-    return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--poems", required=True)
@@ -151,10 +144,10 @@ def main() -> None:
         "sproutlm": ours,
     }
     if best:
-        reached = tokens_to_reach(ours["curve"], best["bits_per_byte"])
+        tokens = reached(ours["curve"], best["bits_per_byte"], 0)
         total = best["curve"][-1][0]
-        report["tokens_to_baseline"] = reached
-        report["ratio_of_tokens"] = reached / total if reached else None
+        report["tokens_to_baseline"] = tokens
+        report["ratio_of_tokens"] = tokens / total if tokens else None
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")

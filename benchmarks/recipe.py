@@ -194,6 +194,7 @@ def train_one(run: Run, work: Path) -> dict[str, Any]:
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent))
+    from contest import commit
     from nanogpt import GPT2
 
     from sproutlm.config.load import load_recipe
@@ -289,12 +290,6 @@ class _NoCheckpoints:
 
     def latest(self) -> None:
         return None
-
-
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
-    ).stdout.strip()
 
 
 def finished() -> dict[str, dict[str, Any]]:
