@@ -12,8 +12,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,11 +21,10 @@ import pytest
 
 from sproutlm.train.checkpoint import verify
 from sproutlm.train.metrics import MetricsLog, read_metrics
+from sproutlm.verify.processes import Process, last_step, launcher, log_of, start_fresh
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-PATIENCE = 120.0  # seconds for anything that takes one on an idle machine
 STEPS, MICRO_BATCHES = 40, 4
 
 RECIPE = f"""
@@ -67,37 +64,6 @@ def next_token(model, batch):
     return plain(model, batch)
 """
 
-# Importing torch takes seconds on a busy machine; this process does it once and forks each run.
-LAUNCHER = """
-import json, os, sys
-import matplotlib.pyplot, torch._dynamo
-import sproutlm.cli, sproutlm.pipeline.train, sproutlm.infer.engine, sproutlm.eval.bits_per_byte
-import sproutlm.export.huggingface
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(job["cwd"])
-        sys.path.insert(0, job["cwd"])
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2), os.close(0)
-        code = sproutlm.cli.main(job["arguments"])
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": str(SOURCE),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-
 
 def write_inputs(folder: Path, compute: str = "float32") -> Path:
     """The recipe, its objective and its text, in ``folder``."""
@@ -113,81 +79,19 @@ def write_inputs(folder: Path, compute: str = "float32") -> Path:
     return folder
 
 
-class Process:
-    """One ``sprout train``: how to look at it, end it, and learn how it ended."""
-
-    def __init__(self, folder: Path, pid: int, wait: Callable[[], int]) -> None:
-        self.folder, self.pid, self.wait = folder, pid, wait
-        self.checkpoints = folder / "run" / "checkpoints"
-
-    def alive(self) -> bool:
-        try:  # a zombie has ended, whether or not its parent has asked yet
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-        except OSError:
-            return False
-
-    def send(self, number: signal.Signals) -> bool:
-        """Whether the signal reached a live process."""
-        if not self.alive():
-            return False
-        os.kill(self.pid, number)
-        return True
-
-    def until(self, reached: Callable[[], bool], pause: float = 0.0005) -> bool:
-        """Wait until ``reached``; False when the process ended before."""
-        end = time.monotonic() + PATIENCE
-        while not reached():
-            if not self.alive():
-                return False
-            assert time.monotonic() < end, f"nothing happened; the log says:\n{log_of(self.folder)}"
-            time.sleep(pause)
-        return True
-
-    def saving(self) -> bool:
-        return any(self.checkpoints.glob(".step-*"))
-
-    def step(self) -> int:
-        return last_step(self.folder)
-
-
 Start = Callable[..., Process]
 
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Start]:
     """Starts ``sprout train`` in a folder, as a process forked from one that has imported torch already."""
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert launcher.stdin is not None and launcher.stdout is not None
-    assert launcher.stdout.readline() == "ready\n"
-
-    def start(folder: Path, *arguments: str) -> Process:
-        job = {"cwd": str(folder), "arguments": ["train", "recipe.yaml", "run=run", *arguments]}
-        launcher.stdin.write(json.dumps(job) + "\n")
-        launcher.stdin.flush()
-        return Process(folder, int(launcher.stdout.readline()), lambda: int(launcher.stdout.readline()))
-
-    yield start
-    launcher.stdin.close()
-    launcher.wait(timeout=PATIENCE)
+    with launcher() as made:
+        yield made.train
 
 
 def start_python(folder: Path, *arguments: str) -> Process:
     """The same through ``python -m sproutlm``, as a person starts it."""
-    with open(folder / "log", "a") as log:
-        command = [sys.executable, "-m", "sproutlm", "train", "recipe.yaml", "run=run", *arguments]
-        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
-    return Process(folder, process.pid, lambda: process.wait(timeout=PATIENCE))
-
-
-def log_of(folder: Path) -> str:
-    return (folder / "log").read_text(encoding="utf-8") if (folder / "log").exists() else ""
-
-
-def last_step(folder: Path) -> int:
-    steps = [int(p.name[5:]) for p in (folder / "run" / "checkpoints").glob("step-*")]
-    return max(steps, default=0)
+    return start_fresh(folder, "train", "recipe.yaml", "run=run", *arguments)
 
 
 def micro_batches(folder: Path) -> int:
@@ -198,13 +102,13 @@ def micro_batches(folder: Path) -> int:
 def results(folder: Path) -> dict[str, Any]:
     """What must be equal: the last checkpoint's tensors, the final model, the metrics but for times and memory."""
     run = folder / "run"
-    last = run / "checkpoints" / f"step-{last_step(folder):08d}"
+    last = run / "checkpoints" / f"step-{last_step(folder / 'run'):08d}"
     assert verify(last) is None
     files = [last / "model.safetensors", last / "optimizer.safetensors", *sorted((run / "model").iterdir())]
     rows = [
         {k: v for k, v in r.items() if k not in MetricsLog.CLOCK_FIELDS} for r in read_metrics(run / "metrics.jsonl")
     ]
-    return {"step": last_step(folder), "metrics": rows} | {f.name: f.read_bytes() for f in files}
+    return {"step": last_step(folder / "run"), "metrics": rows} | {f.name: f.read_bytes() for f in files}
 
 
 def assert_equal(got: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -273,7 +177,7 @@ def run_through_kills(start: Start, folder: Path, rng: random.Random, wanted: in
     hits = dict.fromkeys(kinds, 0)
     for attempt in range(12 * wanted):
         missing = [name for name in kinds if hits[name] < wanted]
-        if not missing or last_step(folder) >= STEPS - 3:
+        if not missing or last_step(folder / "run") >= STEPS - 3:
             break
         name = missing[attempt % len(missing)]
         hits[name] += kinds[name](start(folder), rng)
@@ -323,7 +227,7 @@ def test_stopped_by_sigterm_saves_exits_130_and_continues(
     assert process.until(lambda: micro_batches(folder) >= 8 * MICRO_BATCHES + 2)
     assert process.send(signal.SIGTERM)
     assert process.wait() == 130
-    stopped_at = last_step(folder)
+    stopped_at = last_step(folder / "run")
     assert 8 < stopped_at < STEPS
     assert f"SIGTERM: saved at step {stopped_at} of {STEPS}; the same command continues it" in log_of(folder)
     assert "Traceback" not in log_of(folder)
@@ -343,7 +247,7 @@ def test_stopped_by_ctrl_c_saves_exits_130_and_continues(
         assert process.until(lambda begun=begun: micro_batches(folder) >= begun + 2 * MICRO_BATCHES + 1)
         assert process.send(signal.SIGINT)
         assert process.wait() == 130
-        stops.append(last_step(folder))
+        stops.append(last_step(folder / "run"))
     assert 0 < stops[0] < stops[1] < STEPS, stops
     assert start(folder).wait() == 0
     assert_equal(results(folder), uninterrupted("bf16"))

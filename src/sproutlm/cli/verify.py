@@ -1,4 +1,4 @@
-"""Verbs that prove what the model computes."""
+"""Verbs that prove what the model computes, and that a run goes on exactly where it was."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_to(app: typer.Typer) -> None:
     verbs = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     verbs.command()(model)
     verbs.command()(moe)
+    verbs.command()(resume)
     app.add_typer(verbs, name="verify", help="Prove that models compute what they should; 2 is returned where not.")
 
 
@@ -36,6 +37,19 @@ def moe(json_file: JsonFile = None) -> None:
     from ..verify import verify_moe
 
     _end(verify_moe(_say), json_file)
+
+
+def resume(
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="NAME", help="One stage of training: pretrain, sft.")
+    ] = "all",
+    json_file: JsonFile = None,
+) -> None:
+    """A run that was killed or told to stop and started again, beside one that was not: bit for bit, in every stage."""
+    check_json_target(json_file)
+    from ..verify import verify_resume
+
+    _end(verify_resume(stage, _say), json_file)
 
 
 def _say(line: str) -> None:

@@ -31,6 +31,7 @@ CARD_PEAKS = {
     "NVIDIA GeForce RTX 3090": 71e12,
 }
 MEASURED_SIZE, MEASURED_SECONDS = 1024, 0.1
+SMALL_SIZE, LONGEST_SECONDS = 256, 0.5  # where one product of MEASURED_SIZE would take longer, small ones stand for it
 
 
 def peak(device: torch.device, compute: torch.dtype) -> float | None:
@@ -40,6 +41,9 @@ def peak(device: torch.device, compute: torch.dtype) -> float | None:
     if device.type == "cpu" and compute == torch.float16:
         return None
     if device.type == "cpu":
+        small = matmul_seconds(compute, SMALL_SIZE, 0.0)
+        if small * (MEASURED_SIZE / SMALL_SIZE) ** 3 > LONGEST_SECONDS:  # bf16 on cores without units for it
+            return 2 * SMALL_SIZE**3 / small
         return 2 * MEASURED_SIZE**3 / matmul_seconds(compute, MEASURED_SIZE, MEASURED_SECONDS)
     if device.type == "cuda" and compute in (torch.bfloat16, torch.float16):
         return CARD_PEAKS.get(torch.cuda.get_device_name(device))

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .model import verify_model
 from .moe import verify_moe
 from .report import print_report
+from .resume import verify_resume
 
-__all__ = ["print_report", "verify_model", "verify_moe"]
+__all__ = ["print_report", "verify_model", "verify_moe", "verify_resume"]

@@ -1,0 +1,117 @@
+"""One of the processes of ``sprout verify dist``: goes through every form beside its fellows; rank 0 has the reference.
+
+    python -m sproutlm.verify.ranks_worker OUT.json [FORM ...]        with torchrun's variables in the environment
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..config.parallel import ParallelConfig
+from ..distributed import Ranks
+from .measure import Measure, at_most, none_of
+from .ranks_cases import FORMS, MODELS, STEPS, Form, Run, run_of, validation_loss
+
+LIMIT = 1e-6  # of float32 gradients and their norm, relative to the largest entry
+AFTER = {"adamw": (torch.float64, 1e-9), "muon": (torch.float32, 2e-3)}  # weights after STEPS steps: type and limit
+
+
+@cache
+def reference(model: str, optimizer: str, micro_rows: int, dtype: torch.dtype, steps: int) -> Run:
+    """One process, ``steps`` steps. ``micro_rows`` 7: all rows of a step at once."""
+    run = run_of(MODELS[model], optimizer, micro_rows, dtype)
+    for _ in range(steps):
+        run.step()
+    return run
+
+
+def checks_of(form: Form, ranks: Ranks) -> list[tuple[str, Measure]]:
+    """Every promise of one form, beside one process; measured on all ranks, reported by rank 0."""
+    asked, config = ParallelConfig(**form.parallel), MODELS[form.model]
+    found: list[tuple[str, Measure]] = []
+    for micro_rows, words in ((7, "one micro-batch"), (1, "accumulated")):
+        run = run_of(config, "adamw", micro_rows, torch.float32, ranks, asked)
+        before = validation_loss(run)
+        run.step()
+        alone = reference(form.model, "adamw", 7, torch.float32, 1)
+        got = run.whole(run.gradients)
+        found.append((f"every gradient, {words}", largest(got, alone.gradients)))
+        found.append((f"gradient norm, {words}", at_most(abs(run.norm / alone.norm - 1), LIMIT)))
+        if form.model == "experts" and micro_rows == 1:
+            found.append(("gradients of experts: ratio to one process", ratio(got, alone.gradients)))
+        if micro_rows == 1:
+            continue
+        rows = sorted({row for each in ranks.gathered(run.row_ids) for row in each})
+        found.append(("the same rows in the step", none_of([] if rows == sorted(alone.row_ids) else [f"{rows}"])))
+        expected = validation_loss(run_of(config, "adamw", 7, torch.float32))
+        found.append(("validation loss", at_most(abs(before / expected - 1), LIMIT)))
+    for optimizer, (dtype, limit) in AFTER.items():
+        run = run_of(config, optimizer, 2, dtype, ranks, asked)
+        for _ in range(STEPS):
+            run.step()
+        alone = reference(form.model, optimizer, 7, dtype, STEPS)
+        weights = largest(run.whole(dict(run.trainer.weights.masters)), alone.trainer.weights.masters, limit)
+        name = f"{optimizer}, {str(dtype).removeprefix('torch.')}"
+        found.append((f"weights after {STEPS} steps, {name}", weights))
+    return found
+
+
+@torch.no_grad()
+def largest(got: dict[str, Tensor], expected: dict[str, Tensor], limit: float = LIMIT) -> Measure:
+    """The largest difference of any tensor, relative to that tensor's largest entry."""
+    if got.keys() != expected.keys():
+        return none_of(sorted(got.keys() ^ expected.keys()))
+    shares = {
+        name: float((got[name] - value).abs().max() / value.abs().max().clamp_min(1e-12))
+        for name, value in expected.items()
+    }
+    worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else float("inf"))
+    return at_most(shares[worst], limit, worst)
+
+
+def ratio(got: dict[str, Tensor], expected: dict[str, Tensor]) -> Measure:
+    """How far the norms of experts' gradients are from those of one process: 1 where they are counted twice."""
+    names = [name for name in expected if ".experts." in name]
+    return at_most(max(abs(float(got[n].norm() / expected[n].norm()) - 1) for n in names), 1e-4)
+
+
+def through(forms: list[Form], say: Callable[[Form, str, Measure], None]) -> None:
+    torch.set_num_threads(1)
+    world: Ranks | None = None
+    for form in forms:
+        asked = ParallelConfig(**form.parallel, timeout=60)
+        world = Ranks.join(asked, torch.device("cpu")) if world is None else world.arranged(asked)
+        for promise, measure in checks_of(form, world):
+            say(form, promise, measure)
+    if world is not None:
+        world.close()
+
+
+def main(arguments: list[str]) -> int:
+    out, *names = arguments
+    lines: list[dict[str, Any]] = []
+
+    def say(form: Form, promise: str, measure: Measure) -> None:
+        if dist.get_rank() == 0:
+            lines.append({"form": form.name, "promise": promise, "measure": vars(measure)})
+            print(json.dumps(lines[-1]), flush=True)
+
+    try:
+        through([form for form in FORMS if not names or form.name in names], say)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
