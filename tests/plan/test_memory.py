@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -18,9 +19,20 @@ from sproutlm.data.loader import Batch
 from sproutlm.model import Transformer
 from sproutlm.model.kv_cache import KVCache
 from sproutlm.objectives.next_token import next_token
-from sproutlm.plan.memory import BYTES, PROGRAM, Compute, Setting, inference_memory, kv_bytes_per_token, training_memory
+from sproutlm.plan.memory import (
+    BYTES,
+    PROGRAM,
+    Compute,
+    Setting,
+    inference_memory,
+    kv_bytes_per_token,
+    step_bytes,
+    training_memory,
+)
+from sproutlm.train.checkpoint import Checkpointer
 from sproutlm.train.optim import Optimizers
 from sproutlm.train.precision import MasterWeights
+from sproutlm.train.saver import BackgroundSaver
 
 TYPES: dict[Compute, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 BASE: dict[str, Any] = {
@@ -158,6 +170,27 @@ def test_the_optimizers_state_is_counted_to_the_byte(optimizer: Any, state_dtype
     state = sum(t.nbytes for name, t in optimizers.tensors().items() if not name.endswith("/step"))
     setting = Setting(1, 8, "float32", optimizer, state_dtype=state_dtype)
     assert training_memory(config, setting)["optimizer"] == state
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_copy_that_is_saved_beside_the_loop_is_counted_on_a_cpu(optimizer: Any, tmp_path: Path) -> None:
+    config = ModelConfig(**BASE)
+    model = Transformer(config).init_weights(0)
+    masters = dict(model.named_parameters())
+    optimizers = Optimizers(OptimizerConfig(name=optimizer), masters, torch.float32)
+    for parameter in masters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers.step(1.0, 0.5)
+    saver = BackgroundSaver(Checkpointer(tmp_path))
+    saver.save(1, masters, optimizers.tensors(), {}, {})
+    saver.finish()
+    copied = sum(t.nbytes for copies in saver._copies for name, t in copies.items() if not name.endswith("/step"))
+    setting = Setting(1, 8, "float32", optimizer, device="cpu")
+    beside = replace(setting, async_save=True)
+    assert training_memory(config, beside)["checkpoint_copy"] == copied
+    assert step_bytes(config, beside) - step_bytes(config, setting) == copied
+    card = replace(beside, device="card")  # whose own memory holds no copy
+    assert step_bytes(config, card) == step_bytes(config, replace(card, async_save=False))
 
 
 def test_masters_copies_and_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sproutlm.atomic import write_atomic
 from sproutlm.errors import CheckpointError
-from sproutlm.train import checkpoint as checkpoint_module
+from sproutlm.train import checkpoint as checkpoint_module, tensor_file
 from sproutlm.train.checkpoint import MARKER, Checkpointer, verify
+from sproutlm.train.saver import BackgroundSaver
+from sproutlm.train.tensor_file import write_tensors
 
 
 def tensors(step: int) -> dict[str, Tensor]:
@@ -78,6 +82,68 @@ def test_one_state_gives_one_sequence_of_bytes(checkpointer: Checkpointer, tmp_p
         assert file.read_bytes() == (other / file.name).read_bytes(), file.name
 
 
+KINDS = [
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32,
+    torch.float64, torch.int64,
+]  # fmt: skip
+
+
+def test_a_tensor_file_is_what_the_safetensors_library_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, of every type, of sizes that are no multiple of eight, of none, scalars, transposed ones, and names
+    that JSON has to escape; in one piece or in many."""
+    stored = {
+        f'甲{size}"\\\n{kind}': torch.arange(3 * size).reshape(3, size).to(kind) for size in range(4) for kind in KINDS
+    }
+    stored |= {"scalar": torch.tensor(3.0), "n/turned": torch.arange(12.0).reshape(3, 4).T, "\x7fé": torch.zeros(1)}
+    save_file({n: t.contiguous() for n, t in stored.items()}, tmp_path / "library", {"format": "pt"})
+    expected = (tmp_path / "library").read_bytes()
+    for part in (tensor_file.PART, 5):
+        monkeypatch.setattr(tensor_file, "PART", part)
+        entry = write_tensors(tmp_path / "ours", stored)
+        assert (tmp_path / "ours").read_bytes() == expected
+        assert entry == {"bytes": len(expected), "sha256": hashlib.sha256(expected).hexdigest()}
+    read = load_file(tmp_path / "ours")
+    assert all(torch.equal(tensor, read[name]) and tensor.dtype == read[name].dtype for name, tensor in stored.items())
+
+
+def test_a_type_that_cannot_be_stored_is_named_and_leaves_nothing(checkpointer: Checkpointer) -> None:
+    with pytest.raises(TypeError, match=r"types: norm \(torch.complex64\)"):
+        checkpointer.save(1, {"norm": torch.zeros(2, dtype=torch.complex64)}, {}, {}, {})
+    assert list(checkpointer.folder.iterdir()) == []
+
+
+def test_tensors_may_lie_in_several_files(checkpointer: Checkpointer) -> None:
+    """The table alone says which files there are: a run on several devices writes one each."""
+
+    class Parted(Checkpointer):
+        def _write_tensors(self, folder, model, optimizer):  # type: ignore[no-untyped-def]
+            return {f"model-{i}.safetensors": write_tensors(folder / f"model-{i}.safetensors", model) for i in (1, 2)}
+
+    path = save(Parted(checkpointer.folder), 1)
+    names = {p.name for p in path.iterdir()}
+    assert {"model-1.safetensors", "model-2.safetensors"} < names and "model.safetensors" not in names
+    assert verify(path) is None
+    flip_bit(path / "model-2.safetensors")
+    assert "model-2.safetensors does not match" in str(verify(path))
+
+
+def test_an_undamaged_checkpoint_is_hashed_once(checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that continues asks three times for its newest checkpoint; a file that has changed since is looked at again."""
+    path = save(checkpointer, 1)
+    hashed: list[Path] = []
+
+    def counted(file: Path, whole: Callable[[Path], str] = checkpoint_module.file_sha256) -> str:
+        hashed.append(file)
+        return whole(file)
+
+    monkeypatch.setattr(checkpoint_module, "file_sha256", counted)
+    assert checkpointer.latest() == checkpointer.latest()
+    assert sorted(p.name for p in hashed) == sorted(p.name for p in path.iterdir() if p.name != MARKER)
+    flip_bit(path / "model.safetensors")
+    with pytest.raises(CheckpointError):
+        checkpointer.latest()
+
+
 def test_nothing_that_unpickles_is_written(checkpointer: Checkpointer) -> None:
     """Pitfall 42, for our own files."""
     assert {p.suffix for p in save(checkpointer, 1).iterdir()} <= {".safetensors", ".json", ".txt", ".yaml", ""}
@@ -115,8 +181,8 @@ def test_a_kill_at_any_operation_of_a_save_leaves_a_loadable_checkpoint(
     monkeypatch.setattr(os, "replace", dying(os.replace))
     monkeypatch.setattr(os, "fsync", dying(os.fsync))
     monkeypatch.setattr(shutil, "rmtree", half_rmtree)
-    monkeypatch.setattr(checkpoint_module, "save_file", dying(checkpoint_module.save_file))
-    monkeypatch.setattr(Path, "write_text", dying(Path.write_text))
+    monkeypatch.setattr(checkpoint_module, "write_tensors", dying(checkpoint_module.write_tensors))
+    monkeypatch.setattr(checkpoint_module, "_write_text", dying(checkpoint_module._write_text))
     monkeypatch.setattr(Path, "mkdir", dying(Path.mkdir))
 
     outcomes = []
@@ -270,6 +336,38 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_intact(small_disk: Pat
     checkpointer.save(2, large, {"x": torch.zeros(1)}, {}, {})
     found = checkpointer.latest()
     assert found is not None and found.step == 2
+
+
+def test_a_disk_that_fills_while_the_run_goes_on_loses_nothing(small_disk: Path) -> None:
+    """In the background the same sentence is raised when the loop asks next, and the loop may save again."""
+    checkpointer = Checkpointer(small_disk / "checkpoints")
+    saver = BackgroundSaver(checkpointer)
+    saver.save(1, tensors(1), {"x": torch.zeros(1)}, {}, {})
+    saver.finish()
+    large = {"embed.weight": torch.zeros(400, 200)}  # 320 kB where 256 are
+    saver.save(2, large, {"x": torch.zeros(1)}, {}, {})
+    with pytest.raises(CheckpointError, match="step 2 could not be written: the disk is full; .* step 1 is intact"):
+        saver.finish()
+    assert checkpointer.steps() == [1] and not list(checkpointer.folder.glob(".step-*"))
+    saver.save(3, tensors(3), {"x": torch.zeros(1)}, {}, {})
+    saver.finish()
+    found = checkpointer.latest()
+    assert found is not None and found.step == 3
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(
+    checkpointer: Checkpointer, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    for step in (1, 2, 3):
+        if step == 3:
+            monkeypatch.setattr(shutil, "rmtree", busy)
+        save(checkpointer, step)
+    found = checkpointer.latest()
+    assert found is not None and found.step == 3
+    assert len(said) == 1 and "an old checkpoint could not be removed" in said[0] and "busy" in said[0]
 
 
 def test_a_full_disk_at_the_small_files_is_said_too(small_disk: Path) -> None:

@@ -96,6 +96,11 @@ class TrainConfig(Strict):
     sample_every: int = Field(0, ge=0, description="Steps between samples; 0 = at the end only.")
     save_every: int = Field(200, gt=0, description="Steps between checkpoints (one is always saved at the end).")
     keep_last: int = Field(2, gt=0, description="Checkpoints kept, the best one not counted.")
+    async_save: bool = Field(
+        False,
+        description="Write checkpoints beside the next steps, from a copy in memory (weights and optimizer state); the last "
+        "one of a run is waited for.",
+    )
     early_stop: int = Field(0, ge=0, description="Stop after this many validations without a new best; 0 = never.")
     trackers: list[Literal["tensorboard", "wandb", "swanlab"]] = Field(
         default_factory=list, description="Where figures go beside metrics.jsonl; no account or network ends a run."

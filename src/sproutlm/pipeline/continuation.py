@@ -23,7 +23,7 @@ from .prepare import Prepared, Say
 # A file's content is compared in place of its path: see ``identity_of``.
 PLACE_KEYS = (
     "run", "init_from", "data.cache", "data.workers", "train.streams", "train.checkpointing", "train.force_memory",
-    "train.trackers", "train.tracker_project", "train.tracker_name",
+    "train.async_save", "train.trackers", "train.tracker_project", "train.tracker_name",
 )  # fmt: skip
 CONTENTS = {
     "data": "the training data (another file, or other rows or bytes in it)",

@@ -48,6 +48,7 @@ def setting_of(recipe: Recipe, compute: Compute, device: Device = "card", config
         recipe.train.loss_chunk,
         recipe.train.batch_tokens,
         recipe.optimizer.state_dtype,
+        recipe.train.async_save,
     )
     if config is None or device != "cpu" or recipe.train.micro_batch:
         return setting

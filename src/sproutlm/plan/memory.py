@@ -73,6 +73,7 @@ class Setting:
     loss_chunk: int = 0  # tokens whose logits exist at once; 0 = as the loss chooses
     step_tokens: int = 0  # of a whole optimizer step; 0 = not known
     state_dtype: StateType = "float32"  # of AdamW's averages
+    async_save: bool = False  # checkpoints are written from a copy, in the host's memory
 
     @property
     def tokens(self) -> int:
@@ -102,6 +103,8 @@ def training_memory(config: ModelConfig, setting: Setting) -> dict[str, int]:
         "program": PROGRAM_CPU if on_cpu else PROGRAM,
     }
     if on_cpu:
+        if setting.async_save:
+            parts["checkpoint_copy"] = total * MASTER + parts["optimizer"]
         how = "side by side" if streams > 1 else "several" if setting.step_tokens > setting.tokens else "one"
         gaps = HEAP_GAPS_AGAIN if setting.checkpointing == "blocks" else HEAP_GAPS
         parts["gaps"] = int(gaps[how]["float32" if setting.compute == "float32" else "bf16"] * (activations + logits))

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from .loss_scale import LossScale
 from .metrics import Console, memory_mb
 from .optim import Optimizers, is_expert_bias
 from .precision import MasterWeights
+from .saver import BackgroundSaver
 from .schedule import multiplier
 from .streams import Streams
 from .trackers import Tracker
@@ -115,6 +117,7 @@ class Trainer:
         self.schedule, self.config = schedule, config
         self.total_steps, self.micro_rows, self.seed = total_steps, micro_rows, seed
         self.checkpointer, self.metrics = checkpointer, metrics
+        self._saver = BackgroundSaver(checkpointer)
         self.checkpoint_files, self.identity = checkpoint_files, identity
         self.evaluators, self.sampler, self.say = evaluators or [], sampler, say
         self.device = next(model.parameters()).device
@@ -168,6 +171,7 @@ class Trainer:
         logged = self._due(self.config.log_every, step + 1)
         if logged:
             self.watch.before_update()
+        self._saver.wait_for_copy()  # the update changes what a save under way copies
         self.optimizers.step(multiplier(self.schedule, step, self.total_steps), step / max(1, self.total_steps))
         if logged:
             self.watch.after_update()
@@ -275,10 +279,14 @@ class Trainer:
                     self._sample()
                 new_best = self.config.validate_every > 0 and self.state.best_step == self.state.step
                 regular = self.state.step % self.config.save_every == 0
-                if last or stopped_early or regular or new_best or self._stop_signal:
-                    self.save()
-                if self._stop_signal and not (last or stopped_early):
-                    name = signal.Signals(self._stop_signal).name
+                stop = self._stop_signal  # one that comes from here on is for the next step
+                ends = last or stopped_early or stop is not None
+                if ends or regular or new_best:
+                    self.save(durable=ends)
+                else:
+                    self._saver.check()
+                if stop is not None and not (last or stopped_early):
+                    name = signal.Signals(stop).name
                     raise Interrupted(
                         f"{name}: saved at step {self.state.step} of {self.total_steps}; the same command continues it"
                     )
@@ -301,12 +309,16 @@ class Trainer:
         compile_blocks(self.model, rows, seq, masked=part.document_ids is not None, say=self.say, thread=thread)
 
     def close(self) -> None:
-        """End the threads that micro-batches and batches ran on, and what records the run."""
-        if self.streams is not None:
-            self.streams.close()
-        if self._ahead is not None:
-            self._ahead.close()
-        self.metrics.close()
+        """End the threads that micro-batches and batches ran on, and what records the run; a checkpoint that is still being
+        written is waited for first."""
+        try:  # where the run ends by an exception already, that is the sentence to end with
+            self._saver.finish(self.say if sys.exc_info()[1] else None)
+        finally:
+            if self.streams is not None:
+                self.streams.close()
+            if self._ahead is not None:
+                self._ahead.close()
+            self.metrics.close()
 
     def _due(self, every: int, step: int | None = None) -> bool:
         """Whether what is done every so many steps is due after ``step`` (default: this one); the last step has all."""
@@ -374,16 +386,22 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        keep = {self.state.best_step} if self.state.best_step else set()
-        self.checkpointer.save(
+    def save(self, durable: bool = True) -> None:
+        """Save the state of this step; where it need not be ``durable`` on return and the recipe says ``async_save``, beside
+        the next steps."""
+        contents = (
             self.state.step,
             self.weights.masters,
             self.optimizers.tensors(),
             {"state": asdict(self.state), "identity": self.identity, "torch": torch.__version__},
             self.checkpoint_files,
-            keep=keep,
+            {self.state.best_step} if self.state.best_step else set(),
         )
+        if self.config.async_save and not durable:
+            self._saver.save(*contents)
+        else:
+            self._saver.finish(self.say)  # a fault of the one before is past when this one is written
+            self.checkpointer.save(*contents)
 
     def _resume(self) -> int:
         checkpoint = self.checkpointer.latest()
