@@ -144,7 +144,7 @@ def test_a_run_that_is_continued_is_that_which_never_stopped(
     inner = cut.train_step
 
     def stopped_in_the_third(step: int) -> Any:
-        cut._stop_signal = signal.SIGTERM if step == 2 else None
+        cut.stop.number = signal.SIGTERM if step == 2 else 0
         return inner(step)
 
     cut.train_step = stopped_in_the_third  # type: ignore[method-assign]

@@ -18,7 +18,8 @@ from sproutlm.train import loss_scale
 from sproutlm.train.loss_scale import LEAST, START, LossScale
 from sproutlm.train.metrics import read_metrics
 from sproutlm.train.precision import choose_compute
-from sproutlm.train.trainer import Trainer, TrainState
+from sproutlm.train.state import TrainState
+from sproutlm.train.trainer import Trainer
 
 FP16 = torch.float16
 
@@ -125,7 +126,7 @@ def test_a_run_that_is_continued_is_that_which_never_stopped(make_trainer, tmp_p
     inner = cut.train_step
 
     def stopped_in_the_third(step: int) -> Any:
-        cut._stop_signal = signal.SIGTERM if step == 2 else None
+        cut.stop.number = signal.SIGTERM if step == 2 else 0
         return inner(step)
 
     cut.train_step = stopped_in_the_third  # type: ignore[method-assign]

@@ -137,7 +137,7 @@ def test_variance_normalisation_keeps_the_norm_and_evens_the_rows(shape: tuple[i
     torch.testing.assert_close(normed.norm(), update.norm())
     per_place = normed.square().mean(dim=-1 if shape[0] > shape[1] else -2).squeeze()
     assert per_place.max() / per_place.min() < 1.001, "each place of the longer side has the same size"
-    assert variance_shape(p) == tuple(optimizer.state[p]["variance"].shape)
+    assert variance_shape(p.shape) == tuple(optimizer.state[p]["variance"].shape)
 
 
 @pytest.mark.parametrize("shape", [(7,), ()])

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from .data import DataConfig, HoldoutConfig, SourceConfig, TemplateConfig, TokenizerConfig, Validation
 from .dialled import dialled
 from .model import ModelConfig
+from .parallel import ParallelConfig, parallel_faults
 from .strict import Fault, Section, Strict, refuse
 
 __all__ = ["DataConfig", "HoldoutConfig", "SourceConfig", "TemplateConfig", "TokenizerConfig", "Validation"]
@@ -144,6 +145,7 @@ class Recipe(Strict):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)
 
     @model_validator(mode="before")
@@ -223,7 +225,7 @@ class Recipe(Strict):
                     f"{data.seq_len} exceeds model.max_seq_len={self.model.max_seq_len}; lower one or raise the other",
                 )
             )
-        refuse(faults)
+        refuse([*faults, *parallel_faults(self)])
         return self
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import DataError
 from .packing import pack, packing_statistics
@@ -57,6 +58,26 @@ class Batch:
             )
             for i in range(0, len(self.tokens), rows)
         ]
+
+    def row_part(self, which: int, parts: int) -> Batch:
+        """The tokens and targets of part ``which`` of each row; positions and documents stay those of whole rows. Rows that do
+        not split evenly are padded."""
+        if parts == 1:
+            return self
+        padding = (0, -self.tokens.shape[1] % parts)
+        ids = self.document_ids
+        return replace(
+            self,
+            tokens=F.pad(self.tokens, padding).chunk(parts, 1)[which],
+            targets=F.pad(self.targets, padding, value=IGNORE).chunk(parts, 1)[which],
+            positions=F.pad(self.positions, padding),
+            document_ids=None if ids is None else F.pad(ids, padding, value=-1),
+        )
+
+    def without_targets(self) -> Batch:
+        """The first row, in which nothing is trained: for a rank that has no rows left while others have."""
+        one = self.split(1)[0]
+        return replace(one, targets=torch.full_like(one.targets, IGNORE))
 
     def to(self, device: torch.device | str) -> Batch:
         """On another device; a copy from pinned memory does not wait for it."""

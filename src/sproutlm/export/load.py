@@ -19,6 +19,7 @@ from ..families.lazy import read_all
 from ..model import Transformer
 from ..model.meta import on_meta
 from ..train.checkpoint import Checkpointer, verify
+from ..train.tensor_parts import read_tensors
 from .read import check_vocabulary, read, read_tokenizer
 from .weights import PICKLES, SafetensorsFolder, read_json, refused_pickle
 
@@ -70,7 +71,11 @@ def read_checkpoint(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{folder / CHECKPOINT_CONFIG}: {faults}") from None
-    state = SafetensorsFolder(folder, dtype)
+    state: Mapping[str, Tensor]
+    if (folder / "model.safetensors").is_file():
+        state = SafetensorsFolder(folder, dtype)
+    else:  # several ranks wrote it
+        state = {name: value.to(dtype or value.dtype) for name, value in read_tensors(folder, "model").items()}
     try:
         check_state(config, state)
     except SproutError as error:

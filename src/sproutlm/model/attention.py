@@ -82,6 +82,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
+        self.attend = attend  # replaced where several devices share each row
         bias = config.attention_bias
         self.q_proj = Linear(config.dim, self.n_heads * self.head_dim, bias=bias or config.qkv_bias)
         self.k_proj = Linear(config.dim, self.n_kv_heads * self.head_dim, bias=bias or config.qkv_bias)
@@ -114,5 +115,5 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         causal = mask is None and cache is None
-        out = attend(q, k, v, mask, causal, self.scale, self.softcap)  # (batch, heads, seq, head_dim)
+        out = self.attend(q, k, v, mask, causal, self.scale, self.softcap)  # (batch, heads, seq, head_dim)
         return self.o_proj(out.transpose(1, 2).reshape(batch, seq, self.n_heads * self.head_dim))

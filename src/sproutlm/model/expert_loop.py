@@ -54,6 +54,7 @@ class _ExpertLoop(torch.autograd.Function):
         (grad_out,) = grad_outputs
         x, weights, tokens, ends, gate, up, down, gates, ups = ctx.saved_tensors
         grad_x, grad_weights = torch.zeros_like(x), torch.zeros_like(weights)
+        sums = torch.promote_types(x.dtype, torch.float32)
         grad_gate, grad_up, grad_down = (torch.empty_like(matrix) for matrix in (gate, up, down))
         for idle in (ends.diff(prepend=ends.new_zeros(1)) == 0).nonzero().flatten().tolist():  # experts without a row
             for matrix in (grad_gate, grad_up, grad_down):
@@ -64,7 +65,7 @@ class _ExpertLoop(torch.autograd.Function):
             active = F.silu(gated)
             hidden = active * value
             towards = product(grad, down[expert])  # gradient of the weighted hidden
-            grad_weights[start:stop] = (towards * hidden).sum(-1, dtype=torch.float32).to(weights.dtype)
+            grad_weights[start:stop] = (towards * hidden).sum(-1, dtype=sums).to(weights.dtype)
             grad_down[expert] = product(grad.T, hidden.mul_(share))
             towards.mul_(share)
             of_value = active.mul_(towards)

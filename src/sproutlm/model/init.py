@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,33 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Norms 1, biases and residual writers 0, other matrices normal(0, 1/sqrt(fan_in)), embedding and head small; lambdas
-    and gates of ``research.py`` so that they change nothing."""
-    offsets = {id(m.weight) for m in model.modules() if isinstance(m, RMSNorm) and m.offset}  # 1 + weight: 1 at zero
+    """Fill every parameter with its first value."""
+    values = first_values(model, seed)
     for name, parameter in model.named_parameters():
+        parameter.copy_(values(name))
+
+
+def first_values(model: nn.Module, seed: int) -> Callable[[str], Tensor]:
+    """First value of each parameter by name, float32; ``model`` may have shapes only. Norms 1, biases and residual writers 0, other
+    matrices normal(0, 1/sqrt(fan_in)), embedding and head small; lambdas and gates of ``research.py`` so that they change
+    nothing."""
+    offsets = {id(m.weight) for m in model.modules() if isinstance(m, RMSNorm) and m.offset}  # 1 + weight: 1 at zero
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    at_zero = {name for name, parameter in model.named_parameters() if id(parameter) in offsets}
+
+    def value(name: str) -> Tensor:
+        shape = shapes[name]
         if name.endswith("norm.weight"):
-            parameter.fill_(0.0 if id(parameter) in offsets else 1.0)
-        elif name == "research.residual_lambdas":
-            parameter.fill_(1.0)
-        elif name.endswith((".bias", ".expert_bias", *RESIDUAL_WRITERS)) or starts_at_zero(name):
-            parameter.zero_()
-        else:
-            # 0.02 keeps a tied head's first logits near zero; an untied embedding is read through a norm anyway.
-            std = 0.02 if name.startswith(("embed_", "lm_head")) else 1 / math.sqrt(parameter.shape[-1])
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            values.normal_(0.0, std, generator=parameter_generator(seed, name))
-            parameter.copy_(values)
+            return torch.full(shape, 0.0 if name in at_zero else 1.0)
+        if name == "research.residual_lambdas":
+            return torch.ones(shape)
+        if name.endswith((".bias", ".expert_bias", *RESIDUAL_WRITERS)) or starts_at_zero(name):
+            return torch.zeros(shape)
+        # 0.02 keeps a tied head's first logits near zero; an untied embedding is read through a norm anyway.
+        std = 0.02 if name.startswith(("embed_", "lm_head")) else 1 / math.sqrt(shape[-1])
+        return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=parameter_generator(seed, name))
+
+    return value
 
 
 def starts_at_zero(name: str) -> bool:

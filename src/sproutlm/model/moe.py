@@ -109,7 +109,8 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (tokens, dim)
-        logits = self.router(flat).float()  # (tokens, experts)
+        logits = self.router(flat)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (tokens, experts)
         scores = logits.softmax(-1) if self.moe.score == "softmax" else logits.sigmoid()
         choice = scores if self.expert_bias is None else scores.detach() + self.expert_bias.detach().float()
         chosen = choice.topk(self.moe.top_k, dim=-1).indices  # (tokens, top_k)

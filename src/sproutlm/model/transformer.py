@@ -25,6 +25,11 @@ from .rope import rope_tables
 Head = Callable[[Tensor, Tensor], Any]
 
 
+def row_part(x: Tensor, dim: int, which: int, parts: int) -> Tensor:
+    """Part ``which`` of rows that lie along ``dim``, split into equal ``parts``."""
+    return x if parts == 1 else x.unflatten(dim, (parts, -1)).select(dim - 1, which)
+
+
 class Block(nn.Module):
     """Pre-norm residual block; with ``post_norm`` each branch is normalised again before it is added."""
 
@@ -64,7 +69,8 @@ class Transformer(nn.Module):
     """Decoder-only language model.
 
     ``model(tokens)`` maps (batch, seq) int64 to (batch, seq, vocab) logits. ``positions`` (batch, seq) restart in each
-    packed document; ``document_ids`` (batch, seq) keep packed documents apart; ``cache`` continues a generation;
+    packed document; ``document_ids`` (batch, seq) keep packed documents apart (both are of whole rows, also where only a part
+    of each row's tokens is here); ``cache`` continues a generation;
     ``head`` replaces the last step, so that a loss can be computed inside ``forward`` without full logits; ``routing``
     collects what the routers of a mixture of experts did.
     """
@@ -76,6 +82,8 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpointing = "none"  # how gradients are made, not what the model is; set by who trains it
         self.compiled: Callable[..., Tensor] | None = None  # computes (block, *inputs); set by ``train/compile.py``
+        # Where several devices share each row, (which, of how many) parts of it are here; set by ``distributed``.
+        self.row_part, self.query_part = (0, 1), (0, 1)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         learned = config.positions == "learned"
         self.embed_positions = nn.Embedding(config.max_seq_len, config.dim) if learned else None
@@ -110,10 +118,13 @@ class Transformer(nn.Module):
         if self.research is not None and self.research.smear_gate is not None:
             x = self.research.smear(x, *self._before(x, tokens, document_ids, cache))
         if self.embed_positions is not None:
-            x = x + self.embed_positions(positions)
-        rope = rope_tables(positions, config, x.dtype) if self.embed_positions is None else None
+            x = x + self.embed_positions(row_part(positions, -1, *self.row_part))
+        rope = None
+        if self.embed_positions is None:
+            cos, sin = rope_tables(positions, config, x.dtype)
+            rope = (row_part(cos, -2, *self.query_part), row_part(sin, -2, *self.query_part))
         masks = {
-            window: self._mask(document_ids, cache, seq, window, x)
+            window: self._mask(document_ids, cache, positions.shape[-1], window, x)
             for window in {config.window_of(layer) for layer in range(config.n_layers)}
         }
         stream = None if self.research is None else self.research.stream(tokens, x)

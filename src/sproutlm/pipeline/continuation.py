@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from ..config.schema import Recipe
 from ..errors import CheckpointError, SproutError
-from ..model import Transformer
-from ..train.checkpoint import Checkpointer
+from ..train.checkpoint import Checkpoint
 from .prepare import Prepared, Say
 
 # What may differ when a run continues: where things lie and how fast they are made, not what they are. (train.loss_chunk is
@@ -23,7 +23,8 @@ from .prepare import Prepared, Say
 # A file's content is compared in place of its path: see ``identity_of``.
 PLACE_KEYS = (
     "run", "init_from", "data.cache", "data.workers", "train.streams", "train.checkpointing", "train.force_memory",
-    "train.async_save", "train.trackers", "train.tracker_project", "train.tracker_name",
+    "train.async_save", "parallel.dp", "parallel.shard", "parallel.tp", "parallel.cp", "parallel.ep", "parallel.timeout",
+    "parallel.check_every", "train.trackers", "train.tracker_project", "train.tracker_name",
 )  # fmt: skip
 CONTENTS = {
     "data": "the training data (another file, or other rows or bytes in it)",
@@ -81,7 +82,9 @@ def check_continuation(
     contents = {key for key, _, _ in found if key in CONTENTS}
     if contents & {"tokenizer", "template"}:
         contents -= {"data", "validation"}  # encoded anew, so other tokens: a consequence, not the cause
-    settings = [f"{key}: was {a!r}, now {b!r}" for key, a, b in found if key not in allowed and key not in CONTENTS]
+    # A recipe that leaves the size open takes the tokenizer's: a consequence, too.
+    known = {*allowed, *CONTENTS, *(["model.vocab_size"] if "tokenizer" in contents else [])}
+    settings = [f"{key}: was {a!r}, now {b!r}" for key, a, b in found if key not in known]
     if settings:
         raise CheckpointError(
             f"{run}: the checkpoints there were made with other settings ({'; '.join(settings)}). Start again with the old "
@@ -104,10 +107,10 @@ def filled(recipe: dict[str, Any]) -> dict[str, Any]:
         return recipe
 
 
-def identity_of(resolved: Recipe, prepared: Prepared, model: Transformer) -> dict[str, Any]:
+def identity_of(resolved: Recipe, prepared: Prepared, start: dict[str, Tensor] | None) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: every setting, and the content behind every path.
 
-    Taken before the first step, while ``model`` still holds its first weights.
+    ``start``: the weights that init_from names.
     """
     identity: dict[str, Any] = {
         "recipe": json.loads(resolved.model_dump_json()),
@@ -117,20 +120,19 @@ def identity_of(resolved: Recipe, prepared: Prepared, model: Transformer) -> dic
         "template": prepared.template.fingerprint,
         "start": None,
     }
-    if resolved.init_from not in (None, "random"):
+    if start is not None:
         digest = hashlib.sha256()
-        for name, parameter in sorted(model.named_parameters()):
+        for name, value in sorted(start.items()):
             digest.update(name.encode())
-            digest.update(parameter.detach().numpy().tobytes())
+            digest.update(value.detach().float().contiguous().numpy().tobytes())
         identity["start"] = digest.hexdigest()
     return identity
 
 
 def record_continuation(
-    checkpointer: Checkpointer, identity: dict[str, Any], changes: list[str], run: Path, say: Say
+    checkpoint: Checkpoint | None, identity: dict[str, Any], changes: list[str], run: Path, say: Say
 ) -> None:
     """Compare with the newest checkpoint; changes asked for by name are let through, said, and kept in changes.jsonl."""
-    checkpoint = checkpointer.latest()
     if checkpoint is None:
         return
     allowed = {c.partition("=")[0].strip() for c in changes}

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,23 @@ from ..atomic import write_atomic
 from ..config.model import ModelConfig
 from ..config.schema import Recipe
 from ..data.formats import import_module_here
+from ..distributed import ALONE, Layout, Ranks, parallelize
+from ..distributed.heartbeat import joined
+from ..distributed.parallelize import fill
 from ..errors import CheckpointError, RecipeError, SproutError
 from ..model import Transformer
-from ..model.init import resize_vocab
+from ..model.init import first_values, resize_vocab
+from ..model.meta import on_meta
 from ..objectives.next_token import next_token
+from ..plan import count
 from ..train.allocator import keep_freed_memory
-from ..train.checkpoint import Checkpointer
+from ..train.checkpoint import Checkpoint
 from ..train.metrics import plot_or_say, read_metrics
 from ..train.precision import choose_compute
 from ..train.trainer import Objective, Sampler, Trainer
 from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
+from .several import Unwatched, checkpointer_of, same_for_all, share_of, voice_of
 from .split import micro_rows, setting_of
 from .watching import trackers_of, work_of
 
@@ -99,10 +105,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def build_model(
+State = dict[str, torch.Tensor]
+
+
+def start_of(
     recipe: Recipe, vocab_size: int, say: Say, tokenizer: Tokenizer | None = None
-) -> tuple[Transformer, ModelConfig]:
-    """The model with its first weights: from ``init_from``, or drawn from the seed.
+) -> tuple[ModelConfig, State | None]:
+    """The model's shape and, from ``init_from``, its first weights; None where they are drawn from the seed.
 
     ``tokenizer`` is the run's; with ``tokenizer.new_tokens`` a model from ``init_from`` gets rows for what it adds.
     """
@@ -132,10 +141,8 @@ def build_model(
                 f"init_from {start}: its vocabulary has {config.vocab_size} ids, the tokenizer {vocab_size}; "
                 "use the tokenizer it was trained with, and name what it is to have besides in tokenizer.new_tokens"
             )
-        model = Transformer(config)
-        model.load_state_dict(state)  # strict: load_state has named any missing, extra or misshapen tensor
-        say(f"starting from {start} ({sum(p.numel() for p in model.parameters()):,} parameters)")
-        return model, config
+        say(f"starting from {start} ({sum(value.numel() for value in state.values()):,} parameters)")
+        return config, state
     if recipe.stage == "sft":
         say("warning: init_from is 'random': this fine-tuning starts from RANDOM weights, not from a trained model")
     assert recipe.model is not None
@@ -144,7 +151,27 @@ def build_model(
         raise RecipeError(
             [f"model.vocab_size={config.vocab_size} is less than the tokenizer's {vocab_size} ids; set 0 to follow it"]
         )
-    return Transformer(config).init_weights(recipe.seed), config
+    return config, None
+
+
+def build_model(config: ModelConfig, state: State | None, seed: int) -> Transformer:
+    """The model with its first weights, whole."""
+    if state is None:
+        return Transformer(config).init_weights(seed)
+    model = Transformer(config)
+    model.load_state_dict(state)  # strict: load_state has named any missing, extra or misshapen tensor
+    return model
+
+
+def build_part(
+    config: ModelConfig, state: State | None, recipe: Recipe, compute: str, ranks: Ranks
+) -> tuple[Transformer, Layout]:
+    """This rank's part of the same model; the whole of it is never here, but for one tensor at a time."""
+    model = on_meta(config)
+    values = first_values(model, recipe.seed) if state is None else state.__getitem__
+    layout = parallelize(model, ranks, recipe.parallel, COMPUTE_TYPES[compute])
+    fill(model, layout, values)
+    return model, layout
 
 
 def with_rows_for(
@@ -171,10 +198,9 @@ def resolve(recipe: Recipe, run: Path, config: ModelConfig, steps: int, how: dic
 
 
 def pinned(
-    recipe: Recipe, checkpointer: Checkpointer, model: Transformer, device: torch.device, say: Say
+    recipe: Recipe, checkpoint: Checkpoint | None, config: ModelConfig, device: torch.device, say: Say
 ) -> dict[str, Any]:
     """Settings that are decided once per run: one that continues keeps the type and the split it began with."""
-    checkpoint = checkpointer.latest()
     if checkpoint is not None:
         before = checkpoint.state()["identity"]["recipe"]["train"]
         compute = before["compute"] if recipe.train.compute == "auto" else recipe.train.compute
@@ -185,7 +211,7 @@ def pinned(
             "micro_batch": recipe.train.micro_batch or before["micro_batch"],
         }
     compute = chosen_compute(recipe, device, say)
-    setting = setting_of(recipe, compute, "cpu" if device.type == "cpu" else "card", model.config)  # type: ignore[arg-type]
+    setting = setting_of(recipe, compute, "cpu" if device.type == "cpu" else "card", config)  # type: ignore[arg-type]
     return {"compute": compute, "streams": recipe.train.streams or setting.streams, "micro_batch": setting.rows}
 
 
@@ -218,23 +244,35 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
     from .memory_guard import full_card_explained, refuse_too_large  # which asks this module, too
 
     objective = objective_of(recipe)  # before anything is built for it
-    device = choose_device(recipe.train.device)
-    with run_lock(run):
-        refuse_too_large(recipe, device)
-        prepared = prepare(recipe, run, say)
+    with ExitStack() as until_end:
+        ranks = until_end.enter_context(joined(recipe.parallel, choose_device(recipe.train.device)))
+        say = voice_of(ranks, say)
+        device, mine = ranks.device, share_of(recipe, ranks)
+        with ranks.in_turn():
+            if ranks.first:
+                until_end.enter_context(run_lock(run))
+            refuse_too_large(mine, device)
+            prepared = prepare(recipe, run, say)
+        same_for_all(ranks, run, prepared)
         if device.type == "cpu":
             keep_freed_memory()
-        checkpointer = Checkpointer(run / "checkpoints", recipe.train.keep_last, say)
-        model, config = build_model(recipe, prepared.tokenizer.vocab_size, say, prepared.tokenizer)
+        checkpointer = checkpointer_of(run / "checkpoints", recipe.train.keep_last, ranks, say)
+        config, state = start_of(recipe, prepared.tokenizer.vocab_size, say, prepared.tokenizer)
         loader = loader_of(recipe, prepared.train, prepared.tokenizer.pad_id)
         steps = total_steps(recipe, loader.rows_per_epoch)
-        how = pinned(recipe, checkpointer, model, device, say)
+        newest = checkpointer.latest()
+        how = ranks.told(pinned(mine, newest, config, device, say) if ranks.first else None)
         resolved = resolve(recipe, run, config, steps, how)
-        refuse_too_large(resolved, device, config)
-        identity = identity_of(resolved, prepared, model)
-        record_continuation(checkpointer, identity, changes or [], run, say)
-        write_atomic(run / "recipe.yaml", dump_recipe(resolved))
-        write_atomic(run / "env.json", json.dumps(environment(), indent=1) + "\n")
+        refuse_too_large(share_of(resolved, ranks), device, config)
+        model, layout = build_model(config, state, recipe.seed), Layout()
+        identity = {}
+        if ranks.size > 1:
+            model, layout = build_part(config, state, recipe, how["compute"], ranks)
+        if ranks.first:
+            identity = identity_of(resolved, prepared, state)
+            record_continuation(newest, identity, changes or [], run, say)
+            write_atomic(run / "recipe.yaml", dump_recipe(resolved))
+            write_atomic(run / "env.json", json.dumps(environment() | {"ranks": ranks.size}, indent=1) + "\n")
         files = {
             "recipe.yaml": dump_recipe(resolved),
             "model_config.json": config.model_dump_json(indent=1),
@@ -253,29 +291,33 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             streams=how["streams"],
             compute=COMPUTE_TYPES[how["compute"]],
             checkpointer=checkpointer,
-            metrics=trackers_of(resolved, run, say),
+            metrics=trackers_of(resolved, run, say) if ranks.first else Unwatched(),
             checkpoint_files=files,
             identity=identity,
-            evaluators=evaluators_of(recipe, prepared),
-            sampler=sampler_of(recipe, prepared),
-            work=work_of(recipe, config, device, COMPUTE_TYPES[how["compute"]], say),
+            evaluators=evaluators_of(recipe, prepared, ranks),
+            sampler=sampler_of(recipe, prepared, layout, say),
+            work=work_of(recipe, config, device, COMPUTE_TYPES[how["compute"]], say) if ranks.first else None,
+            layout=layout,
+            check_every=recipe.parallel.check_every,
             say=say,
         )
-        announce(recipe, prepared, model, steps, say)
+        announce(recipe, prepared, config, steps, ranks, say)
         with closing(trainer), full_card_explained(resolved, config, device):
             result = trainer.fit()
         return finish(recipe, run, trainer, prepared, result, say)
 
 
-def announce(recipe: Recipe, prepared: Prepared, model: Transformer, steps: int, say: Say) -> None:
+def announce(recipe: Recipe, prepared: Prepared, config: ModelConfig, steps: int, ranks: Ranks, say: Say) -> None:
     data = prepared.train
+    if ranks.size > 1:
+        say(f"{ranks.size} processes: {ranks.dims.words()}")
     say(
-        f"{recipe.name}: {sum(p.numel() for p in model.parameters()):,} parameters, {data.n_documents:,} documents, "
+        f"{recipe.name}: {count(config).total:,} parameters, {data.n_documents:,} documents, "
         f"{data.n_tokens:,} tokens; {steps} steps of {recipe.train.batch_tokens:,} tokens"
     )
 
 
-def evaluators_of(recipe: Recipe, prepared: Prepared) -> list[Callable]:
+def evaluators_of(recipe: Recipe, prepared: Prepared, ranks: Ranks = ALONE) -> list[Callable]:
     if prepared.validation is None:
         return []
     from ..eval.bits_per_byte import TextBytes, make_evaluator
@@ -283,12 +325,15 @@ def evaluators_of(recipe: Recipe, prepared: Prepared) -> list[Callable]:
     loader = loader_of(recipe, prepared.validation, prepared.tokenizer.pad_id, training=False)
     text_bytes = TextBytes(prepared.tokenizer)
     rows = recipe.train.validation_rows or loader.rows_per_epoch
-    return [make_evaluator(loader, text_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe))]
+    return [make_evaluator(loader, text_bytes, min(rows, loader.rows_per_epoch), micro_rows(recipe), ranks)]
 
 
-def sampler_of(recipe: Recipe, prepared: Prepared) -> Sampler | None:
+def sampler_of(recipe: Recipe, prepared: Prepared, layout: Layout, say: Say) -> Sampler | None:
     """Continue each of the recipe's prompts (pretraining) or answer it (SFT); ``ended``: not cut off at max_tokens."""
     if not recipe.sample.prompts:
+        return None
+    if layout.split:
+        say("no samples while training: no rank holds the whole model")
         return None
     from ..infer.engine import Engine, Request
     from ..infer.sampling import SamplingParams
@@ -321,9 +366,16 @@ def finish(recipe: Recipe, run: Path, trainer: Trainer, prepared: Prepared, resu
     """Write the final model and the plot; return the run's figures."""
     from ..export.huggingface import save, unexportable
 
-    final = Transformer(trainer.model.config)
-    final.load_state_dict({n: m.detach().cpu() for n, m in trainer.weights.masters.items()})
     started = time.perf_counter()
+    layout, whole = trainer.layout, {}
+    for name, master in trainer.weights.masters.items():
+        value = layout.piece(name, master).whole(master.detach(), layout.ranks)
+        if layout.ranks.first:
+            whole[name] = value.cpu()
+    if not layout.ranks.first:
+        return {"run": str(run), "steps": result.step, "rank": layout.ranks.rank}
+    final = Transformer(trainer.model.config)
+    final.load_state_dict(whole)
     fault = unexportable(final.config)
     if fault is None:
         save(final, prepared.tokenizer, run / "model")

@@ -52,9 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # float32 sums over chunks: a bf16 sum would lose small contributions to frequent tokens.
             several = hidden.shape[0] > chunk
-            dtype = torch.float32 if several else weight.dtype
+            dtype = at_least_float32(weight.dtype) if several else weight.dtype
             grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=at_least_float32(hidden.dtype), device=hidden.device)
         squares = torch.zeros_like(total)
         for start in range(0, hidden.shape[0], chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]
@@ -83,6 +83,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*grads, *(None,) * 5)
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _rows_at_once(logits: Tensor) -> int:
     """Rows turned from logits into gradients by one round of operators; a GPU takes a whole chunk."""
     if logits.device.type != "cpu":
@@ -95,7 +99,7 @@ def _gradient_in_place(
 ) -> tuple[Tensor, Tensor | float]:
     """Put the gradient of ``scale`` times the loss in place of ``logits`` (rows, vocab); returns the losses' sum, and that
     of log(Z)^2."""
-    x = logits.float()  # the logits themselves where they are float32
+    x = logits.to(at_least_float32(logits.dtype))  # the logits themselves where they are float32
     slope = None
     if softcap:
         x = x.div_(softcap).tanh_()

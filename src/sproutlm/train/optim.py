@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config.schema import OptimizerConfig
+from ..distributed.layout import Layout, Piece
+from ..distributed.matrix_work import MatrixWork
 from . import adamw8
 from .adamw8 import AdamW8
 from .muon import Muon, variance_shape
@@ -29,6 +31,9 @@ def in_bytes(parameter: Tensor, state_dtype: str) -> bool:
     return state_dtype == "int8" and parameter.numel() >= adamw8.LEAST
 
 
+ENTRYWISE = ("momentum", "exp_avg", "exp_avg_sq")  # state with an entry for each of the parameter's
+
+
 class SignDescent(torch.optim.Optimizer):
     """``p -= lr * sign(gradient)``, at a constant rate: how loss-free balancing moves its biases (arXiv:2408.15664)."""
 
@@ -47,7 +52,7 @@ def state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
     """What ``optimizer`` keeps of ``parameter``, as it is stored: name -> shape."""
     shape = tuple(parameter.shape)
     if isinstance(optimizer, Muon):
-        return {"momentum": shape, "variance": variance_shape(parameter)}
+        return {"momentum": shape, "variance": variance_shape(optimizer.work.shape(parameter))}
     if isinstance(optimizer, AdamW8):
         return adamw8.state_shapes(parameter)
     return {"step": (1,), "exp_avg": shape, "exp_avg_sq": shape}
@@ -68,19 +73,21 @@ class Optimizers:
         masters: dict[str, Tensor],
         muon_dtype: torch.dtype,
         expert_bias_rate: float = 0.001,
+        layout: Layout | None = None,
     ) -> None:
         self.config = config
         self.masters = masters
+        self.layout = layout or Layout()
         steering = [p for n, p in masters.items() if is_expert_bias(n)]
         masters = {n: p for n, p in masters.items() if not is_expert_bias(n)}
         self.optimizers: list[torch.optim.Optimizer] = []
         decay = config.weight_decay
+        how: dict[str, Any]
         adamw_groups: list[dict] = []
         if config.name == "muon":
             matrices = [p for n, p in masters.items() if is_block_matrix(n, p)]
-            self.optimizers.append(
-                Muon([{"params": matrices, "peak": config.lr}], config.lr, weight_decay=decay, compute=muon_dtype)
-            )
+            how = {"weight_decay": decay, "compute": muon_dtype, "work": MatrixWork(self.layout, masters)}
+            self.optimizers.append(Muon([{"params": matrices, "peak": config.lr}], config.lr, **how))
             rest = {n: p for n, p in masters.items() if not is_block_matrix(n, p)}
             tables = [p for p in rest.values() if p.ndim == 2]
             vectors = [p for p in rest.values() if p.ndim != 2]
@@ -91,7 +98,7 @@ class Optimizers:
             vectors = [p for p in masters.values() if p.ndim < 2]
             adamw_groups.append({"params": tables, "peak": config.lr, "weight_decay": decay})
             adamw_groups.append({"params": vectors, "peak": config.lr, "weight_decay": 0.0})
-        how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        how = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
         small, large = (_only(adamw_groups, config.state_dtype, large) for large in (False, True))
         if small:
             self.optimizers.append(torch.optim.AdamW(small, fused=True, **how))
@@ -121,6 +128,23 @@ class Optimizers:
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
                     out[f"{names[id(parameter)]}/{key}"] = value.detach().reshape(value.shape or (1,))
+        return out
+
+    def pieces(self) -> dict[str, Piece]:
+        """Which part of each tensor of ``tensors()`` lies here, by the same names; known before the first step."""
+        owner = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        out = {}
+        for name, parameter in self.masters.items():
+            if id(parameter) not in owner or isinstance(owner[id(parameter)], SignDescent):
+                continue
+            piece = self.layout.piece(name, parameter)
+            for key, shape in state_shapes(owner[id(parameter)], parameter).items():
+                if key in ENTRYWISE and shape == tuple(parameter.shape):
+                    out[f"{name}/{key}"] = piece
+                elif key == "variance" and parameter.ndim > 2:  # of a stack of matrices, split as the stack is
+                    out[f"{name}/{key}"] = Piece((piece.shape[0], *shape[1:]), piece.splits)
+                else:
+                    out[f"{name}/{key}"] = Piece(shape)
         return out
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

@@ -45,7 +45,7 @@ def choose_compute(device: torch.device) -> tuple[torch.dtype, str]:
 class MasterWeights:
     """float32 masters of a model's parameters, and the model in its compute type.
 
-    In float32 the masters are the parameters themselves. In bf16 and fp16 the model holds rounded copies; gradients are summed
+    In float32 (and float64, for proofs) the masters are the parameters themselves. In bf16 and fp16 the model holds rounded copies; gradients are summed
     over micro-batches in float32, and updates are never lost to rounding (pitfall 29).
     """
 
@@ -53,8 +53,8 @@ class MasterWeights:
         self.model = model
         self.compute = compute
         self.masters: dict[str, Tensor] = {n: p.detach().float() for n, p in model.named_parameters()}
-        if compute == torch.float32:
-            model.float()
+        if not self.separate:
+            model.to(compute)
             self.masters = dict(model.named_parameters())
         else:
             self.masters = {n: p.clone() for n, p in self.masters.items()}
@@ -63,7 +63,10 @@ class MasterWeights:
 
     @property
     def separate(self) -> bool:
-        return self.compute != torch.float32
+        return self.compute not in (torch.float32, torch.float64)
+
+    def begin(self, last: bool) -> None:
+        """Before each micro-batch of a step; ``last``: no other follows."""
 
     def collect_gradients(self) -> None:
         """Add the model's gradients to the masters', in float32, and free them. Call after each backward pass."""

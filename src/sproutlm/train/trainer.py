@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from ..config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 from ..data.loader import Batch
+from ..distributed.layout import Layout
 from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
 from .ahead import Ahead
@@ -29,8 +27,12 @@ from .loss_scale import LossScale
 from .metrics import Console, memory_mb
 from .optim import Optimizers, is_expert_bias
 from .precision import MasterWeights
+from .rank_checkpoint import RankCheckpointer
 from .saver import BackgroundSaver
 from .schedule import multiplier
+from .sharded import ShardedWeights
+from .signals import StopSignal
+from .state import TrainResult, TrainState, stream_seed
 from .streams import Streams
 from .trackers import Tracker
 from .watch import Watch, Work
@@ -44,43 +46,6 @@ class BatchSource(Protocol):
     """What the trainer needs of a loader: ``batch(step)``, a pure function."""
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch: ...
-
-
-@dataclass
-class TrainState:
-    """Everything beside tensors that the next step depends on. Data order and dropout follow from ``step`` alone."""
-
-    step: int = 0
-    tokens: int = 0
-    window_loss: float = 0.0  # sums since the last logged step
-    window_count: int = 0
-    window_metrics: dict[str, list[float]] = field(default_factory=dict)  # the objective's own: [sum, count] by name
-    best: float | None = None
-    best_step: int | None = None
-    validations_without_best: int = 0
-    loss_scale: LossScale | None = None  # of fp16
-
-    @classmethod
-    def restored(cls, stored: dict[str, Any]) -> TrainState:
-        """What ``asdict`` gave, of this version or an earlier one."""
-        scale = stored.get("loss_scale")
-        return cls(**{**stored, "loss_scale": None if scale is None else LossScale(**scale)})
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    step: int
-    tokens: int
-    loss: float
-    validation: dict[str, float]
-    seconds: float
-    resumed_from: int
-    stopped_early: bool
-
-
-def stream_seed(seed: int, step: int, micro: int) -> int:
-    """Seed of the dropout stream of one micro-batch: known from the step, so no generator state is ever saved."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{micro}".encode()).digest()[:7], "little")
 
 
 class Trainer:
@@ -111,6 +76,8 @@ class Trainer:
         evaluators: list[Evaluator] | None = None,
         sampler: Sampler | None = None,
         work: Work | None = None,
+        layout: Layout | None = None,
+        check_every: int = 0,
         say: Callable[[str], None] = print,
     ) -> None:
         self.model, self.objective, self.loader = model, objective, loader
@@ -121,24 +88,30 @@ class Trainer:
         self.checkpoint_files, self.identity = checkpoint_files, identity
         self.evaluators, self.sampler, self.say = evaluators or [], sampler, say
         self.device = next(model.parameters()).device
+        self.layout = layout or Layout()
+        self.ranks, self.check_every = self.layout.ranks, check_every
+        ranks = self.ranks
         # Dropout draws from one generator for the whole process: with it, micro-batches take turns.
         draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-        side_by_side = streams > 1 and self.device.type == "cpu" and not draws
+        side_by_side = streams > 1 and self.device.type == "cpu" and not draws and not self.layout.split
         self.streams = Streams(streams) if side_by_side else None
         on_gpu = self.device.type == "cuda"
-        self._ahead = Ahead(loader.batch, total_steps, pinned=True) if on_gpu else None
+        self._ahead = Ahead(self._batch, total_steps, pinned=True) if on_gpu else None
         model.checkpointing = config.checkpointing
-        self.weights = MasterWeights(model, compute)
+        self.weights = (ShardedWeights if ranks.dims.shard > 1 else MasterWeights)(model, compute)
         moe = getattr(getattr(model, "config", None), "moe", None)
         rate = moe.bias_rate if moe is not None else 0.0
         # Muon rounds an update before it norms it: in fp16 it could be rounded to nothing.
         muon_dtype = torch.float32 if compute == torch.float16 else compute
-        self.optimizers = Optimizers(optimizer, self.weights.masters, muon_dtype, rate)
+        self.optimizers = Optimizers(optimizer, self.weights.masters, muon_dtype, rate, self.layout)
+        if isinstance(checkpointer, RankCheckpointer):
+            checkpointer.share(self.layout, self.optimizers.pieces())
         self.watch = Watch(self.weights.masters, filter(is_expert_bias, self.weights.masters), work)
         self.state = TrainState()
         self._takes_scale = compute == torch.float16 and "scale" in inspect.signature(objective).parameters
         self.console = Console(total_steps, say)
-        self._stop_signal: int | None = None
+        self.stop = StopSignal(say)
+        self._agreed_stop = 0  # the signal that some rank was sent, once all know of it
         self._timed_tokens, self._timed_seconds = 0, 0.0
 
     # --- one step -----------------------------------------------------------------------------------------------------
@@ -147,25 +120,25 @@ class Trainer:
         """One optimizer step. Returns the summed loss, the number of trained targets, and the gradient norm; a norm that is
         not finite is that of fp16's overflow, after which nothing was updated."""
         asked = time.perf_counter()
-        batch = self.loader.batch(step) if self._ahead is None else self._ahead.batch(step)
+        self.ranks.at = step + 1
+        batch = self._batch(step) if self._ahead is None else self._ahead.batch(step)
         self.watch.batch(time.perf_counter() - asked, batch.tokens.numel())
         scale = self._loss_scale()
-        factor = 1.0 if scale is None else scale.factor(batch.tokens.numel())
-        parts = list(self._micro_batches(step, batch.split(self.micro_rows), factor))
-        count = sum(part_count for _, part_count in parts)
+        largest = batch.tokens.numel() if self.ranks.size == 1 else self.config.batch_tokens  # the same on all ranks
+        factor = 1.0 if scale is None else scale.factor(largest)
+        parts = list(self._micro_batches(step, self._parts(batch), factor))
+        count = self._added(sum(part_count for _, part_count in parts))
         if count == 0:
             raise SproutError(f"step {step + 1}: no row of the batch trains a token; see `sprout data inspect`")
         # The one time in a step that a GPU is waited for: no update is made of gradients that are not finite.
-        read = torch.stack([self._divide(count * factor).double(), *(loss.double() for loss, _ in parts)]).tolist()
-        norm, loss_sum = read[0], sum(read[1:])
+        norm, loss_sum = self._norm_and_loss(*self._divide(count * factor), [loss for loss, _ in parts])
         if math.isfinite(loss_sum) and not math.isfinite(norm) and scale is not None and scale.overflowed():
             self._leave_out_update(step, scale)
             return loss_sum, count, norm
         if not (math.isfinite(norm) and math.isfinite(loss_sum)):
-            rows = ", ".join(map(str, batch.row_ids.tolist()[:16]))
             raise SproutError(
                 f"step {step + 1}: the loss or gradient is not finite (loss {loss_sum / count}, gradient norm {norm}); "
-                f"rows {rows}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
+                f"{self._suspects(batch, parts)}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
             )
         self._clip(norm)
         logged = self._due(self.config.log_every, step + 1)
@@ -207,9 +180,10 @@ class Trainer:
                 yield loss, count
             return
         for micro, part in enumerate(parts):
-            torch.manual_seed(stream_seed(self.seed, step, micro))
+            torch.manual_seed(stream_seed(self.seed, step, micro, self.ranks.rank))
+            self.weights.begin(last=micro == len(parts) - 1)
             part_loss, part_count, metrics = objective(self.model, part.to(self.device))
-            if part_count == 0:
+            if part_count == 0 and not self.layout.split:  # where it is, other ranks wait in the backward pass
                 continue  # nothing to train here; the step's count says so
             (part_loss * factor).backward()
             self.weights.collect_gradients()
@@ -223,15 +197,58 @@ class Trainer:
             window[0] += float(total)
             window[1] += float(count)
 
-    def _divide(self, count: float) -> Tensor:
-        """Divide the summed gradients once, by the count of the whole window (times what they were scaled by, a power of
-        two); return their norm, on the device."""
+    def _batch(self, step: int) -> Batch:
+        """This rank's rows of a step."""
+        return self.loader.batch(step, self.ranks.data_rank, self.ranks.data_size)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """Micro-batches of this rank: of its rows, its part of each. Where ranks exchange within a pass all have as many."""
+        row_part = getattr(self.model, "row_part", (0, 1))
+        parts = [part.row_part(*row_part) for part in batch.split(self.micro_rows)]
+        if self.layout.split:
+            parts += [parts[0].without_targets()] * (self.ranks.most(len(parts)) - len(parts))
+        return parts
+
+    def _added(self, count: int) -> int:
+        """Targets of the whole step. A signal that some rank was sent becomes known to all."""
+        sent = self.stop.number
+        total, terminate, interrupt = self.ranks.sum(count, sent == signal.SIGTERM, sent == signal.SIGINT)
+        self._agreed_stop = signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
+        return int(total)
+
+    @property
+    def _stop_signal(self) -> int | None:
+        return (self.stop.number if self.ranks.size == 1 else self._agreed_stop) or None
+
+    def _divide(self, count: float) -> tuple[list[str], list[Tensor]]:
+        """Divide the gradients, summed over micro-batches and ranks, once, by the count of the whole window (times what they
+        were scaled by, a power of two); return the norm of each by name, on the device."""
+        self.layout.sum_gradients(self.weights.masters)
         named = self._clipped()
         grads = list(named.values())
         torch._foreach_div_(grads, float(count))
-        norms = torch._foreach_norm(grads)
-        self.watch.gradients(list(named), norms)
-        return torch.linalg.vector_norm(torch.stack(norms))
+        return list(named), list(torch._foreach_norm(grads))
+
+    def _norm_and_loss(self, names: list[str], norms: list[Tensor], losses: list[Tensor]) -> tuple[float, float]:
+        """Norm of the whole gradient, and the summed loss of all ranks."""
+        if self.ranks.size == 1:
+            self.watch.gradients(names, norms)
+            norm = torch.linalg.vector_norm(torch.stack(norms))
+            read = torch.stack([norm.double(), *(loss.double() for loss in losses)]).tolist()
+            return read[0], sum(read[1:])
+        if self._due(self.config.log_every, self.state.step + 1):
+            self.watch.gradients(names, self.layout.whole_norms(names, norms))
+        loss = torch.stack([torch.zeros((), device=self.device), *losses]).double().sum()
+        squares, loss_sum = self.ranks.sum_(torch.stack([self.layout.sum_of_squares(names, norms), loss])).tolist()
+        return squares**0.5, loss_sum
+
+    def _suspects(self, batch: Batch, parts: list[tuple[Tensor, int]]) -> str:
+        """The rows of each rank whose own loss is not finite; where all are, as when a gradient alone overflows, of all ranks."""
+        finite = all(math.isfinite(float(loss)) for loss, _ in parts)
+        found = self.ranks.gathered((finite, batch.row_ids.tolist()[:16]))
+        named = [rank for rank, (well, _) in enumerate(found) if not well] or range(len(found))
+        whose = "rank {} " if self.ranks.size > 1 else ""
+        return "; ".join(whose.format(rank) + "rows " + ", ".join(map(str, found[rank][1])) for rank in named)
 
     def _clip(self, norm: float) -> None:
         if self.config.clip and norm > self.config.clip:
@@ -253,9 +270,10 @@ class Trainer:
         # A run that stopped early is finished: the same command again trains no further.
         stopped_early = 0 < self.config.early_stop <= self.state.validations_without_best
         self.model.train()
-        if self.state.step < self.total_steps and compile_wanted(self.config.compile, self.device):
+        may_compile = compile_wanted(self.config.compile, self.device) and not self.layout.split
+        if self.state.step < self.total_steps and may_compile:
             self._compile()
-        with self._signals():
+        with self.stop.watched():
             while self.state.step < self.total_steps and not stopped_early:
                 begin = time.perf_counter()
                 loss_sum, count, norm = self.train_step(self.state.step)
@@ -303,7 +321,7 @@ class Trainer:
         )
 
     def _compile(self) -> None:
-        part = self.loader.batch(self.state.step).split(self.micro_rows)[0]
+        part = self._batch(self.state.step).split(self.micro_rows)[0]
         thread = None if self.streams is None else self.streams.pool
         rows, seq = part.tokens.shape
         compile_blocks(self.model, rows, seq, masked=part.document_ids is not None, say=self.say, thread=thread)
@@ -325,8 +343,17 @@ class Trainer:
         step = self.state.step if step is None else step
         return step == self.total_steps or (every > 0 and step % every == 0)
 
+    def _merge_window(self) -> None:
+        """Add the ranks' sums of the objective's metrics; rank 0 has them from now on."""
+        gathered = self.ranks.gathered(self.state.window_metrics) if self.ranks.size > 1 else []
+        if gathered:
+            self.state.window_metrics = {}
+        for found in gathered if self.ranks.first else []:
+            self._add_metrics({name: (total, count) for name, (total, count) in found.items()})
+
     def _log(self, norm: float, last: bool) -> float:
         state = self.state
+        self._merge_window()
         loss = state.window_loss / state.window_count
         rate = self._timed_tokens / self._timed_seconds if self._timed_seconds else 0.0
         done_steps = max(1, state.step)
@@ -376,7 +403,7 @@ class Trainer:
         return figures
 
     def _sample(self) -> None:
-        if self.sampler is None:
+        if self.sampler is None or not self.ranks.first:
             return
         for found in self.sampler(self.model, self.state.step):
             row = {"sample": found} if isinstance(found, str) else found
@@ -389,6 +416,7 @@ class Trainer:
     def save(self, durable: bool = True) -> None:
         """Save the state of this step; where it need not be ``durable`` on return and the recipe says ``async_save``, beside
         the next steps."""
+        self._merge_window()
         contents = (
             self.state.step,
             self.weights.masters,
@@ -409,34 +437,15 @@ class Trainer:
             self.metrics.rewind(-1)
             return 0
         try:
-            self.weights.load(checkpoint.model_tensors())
-            self.optimizers.load_tensors(checkpoint.optimizer_tensors())
+            self.weights.load(checkpoint.model_tensors(self.layout.bounds(self.layout.pieces)))
+            self.optimizers.load_tensors(checkpoint.optimizer_tensors(self.layout.bounds(self.optimizers.pieces())))
         except ValueError as error:  # a change was asked for that these tensors cannot follow
             raise CheckpointError(
                 f"{checkpoint.path} does not fit what this recipe builds: {error}; begin in another folder (run=DIR)"
             ) from error
         self.state = TrainState.restored(checkpoint.state()["state"])
+        if not self.ranks.first:
+            self.state.window_metrics = {}  # rank 0 has the sums of all
         self.metrics.rewind(self.state.step)
         self.say(f"continuing from step {self.state.step} of {self.total_steps} ({checkpoint.path})")
         return self.state.step
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and the first SIGINT ask for a save at the next step boundary; a second SIGINT stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: Any) -> None:
-            if self._stop_signal == signal.SIGINT and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop_signal = number
-            with suppress(RuntimeError):  # Python refuses to print when the signal came in the middle of a print
-                self.say(f"{signal.Signals(number).name} received: saving after this step (Ctrl-C again stops at once)")
-
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ class Run:
             optimizers.step = inner  # type: ignore[method-assign]
         self.trainer.state.step += 1
 
-    def whole(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors from every rank's parts, by name."""
         layout = self.trainer.layout
         return {name: layout.piece(name, part).whole(part, layout.ranks) for name, part in parts.items()}

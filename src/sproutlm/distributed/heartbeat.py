@@ -1,0 +1,122 @@
+"""Who is behind when ranks wait: each one's pulse, in the store that torchrun keeps, whatever the ranks themselves do.
+
+A thread counts up every second and says at which step its rank is. A count that stands still belongs to a process that was
+killed or frozen, or whose host cannot be reached; one that moves at an earlier step than the others', to a rank that is slow or
+stuck. No clocks are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..config.parallel import ParallelConfig
+from ..errors import SproutError
+from .ranks import Ranks, first_line
+
+BEAT = 1.0  # seconds
+LOOK = 4 * BEAT  # between two looks at the pulses
+# How torch's exceptions of exchanges that failed begin or what they name; they have no type of their own for gloo.
+OF_EXCHANGES = ("gloo", "nccl", "connection", "timed out", "processgroup", "c10d", "socket", "store")
+
+
+class RankLost(SproutError):
+    """Another rank went away or did not answer: this one cannot go on, and the run can be started again."""
+
+    exit_code = 4
+
+
+class Heartbeat:
+    """``ranks.at`` is the step that this rank is in. ``limit``: seconds in one step after which a rank on a GPU, whose exchanges
+    do not fail by themselves in time to say so, is ended here."""
+
+    def __init__(self, ranks: Ranks, limit: float) -> None:
+        self.ranks, self.limit = ranks, limit
+        self._store = ranks.store.clone()
+        self._stop = threading.Event()
+        self._count = 0
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        self._count += 1
+        pulse = {"count": self._count, "step": self.ranks.at, "host": socket.gethostname(), "pid": os.getpid()}
+        self._store.set(f"pulse/{self.ranks.rank}", json.dumps(pulse))
+
+    def _run(self) -> None:
+        last, since = self.ranks.at, time.monotonic()
+        while not self._stop.wait(BEAT):
+            try:
+                self._beat()
+            except Exception:  # the store is gone, and with it the run: the loop hears of it in its next exchange
+                return
+            if self.ranks.at != last:
+                last, since = self.ranks.at, time.monotonic()
+            elif last and self.ranks.device.type == "cuda" and time.monotonic() - since > self.limit:
+                print(f"error: {self.sentence(f'no step for {self.limit:.0f} s')}", file=sys.stderr, flush=True)
+                os._exit(RankLost.exit_code)
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _pulses(self) -> dict[int, dict[str, Any]]:
+        found = {}
+        for rank in range(self.ranks.size):
+            if self._store.check([f"pulse/{rank}"]):
+                found[rank] = json.loads(self._store.get(f"pulse/{rank}"))
+        return found
+
+    def sentence(self, why: str) -> str:
+        """Which rank the others wait for, as far as the store can be asked."""
+        here = f"rank {self.ranks.rank} cannot go on after step {self.ranks.at - 1 if self.ranks.at else 0} ({why})"
+        end = "start the same command again: it continues from the newest checkpoint (torchrun --max-restarts does so by itself)"
+        try:
+            before = self._pulses()
+            time.sleep(LOOK)
+            now = self._pulses()
+        except Exception:
+            return f"{here}; the process that keeps the ranks together is gone too; {end}"
+        silent = [rank for rank in range(self.ranks.size) if now.get(rank) == before.get(rank)]
+        furthest = max((pulse["step"] for pulse in now.values()), default=0)
+        behind = [rank for rank, pulse in now.items() if rank not in silent and pulse["step"] < furthest]
+        parts = []
+        for rank in silent:
+            pulse = now.get(rank, {"step": 0, "host": "an unknown host", "pid": "?"})
+            where = f"process {pulse['pid']} on {pulse['host']}"
+            parts.append(f"rank {rank} ({where}) was killed, frozen or cut off in step {pulse['step']}")
+        for rank in behind:
+            pulse = now[rank]
+            where = f"process {pulse['pid']} on {pulse['host']}"
+            parts.append(f"rank {rank} ({where}) is still in step {pulse['step']}, the others in step {furthest}")
+        return f"{here}: {'; '.join(parts) or 'every rank answers, at the same step'}; {end}"
+
+
+@contextlib.contextmanager
+def joined(asked: ParallelConfig, device: torch.device) -> Iterator[Ranks]:
+    """This process among those of its run, which is left at the end; an exchange that fails becomes a sentence that names the
+    rank that was waited for."""
+    ranks = Ranks.join(asked, device)
+    if ranks.size == 1:
+        yield ranks
+        return
+    heartbeat = Heartbeat(ranks, asked.timeout)
+    try:
+        yield ranks
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in OF_EXCHANGES):
+            raise
+        raise RankLost(heartbeat.sentence(first_line(error))) from error
+    finally:
+        heartbeat.close()
+        ranks.close()
