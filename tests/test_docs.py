@@ -30,6 +30,7 @@ PAIRS = [
     ("docs/train-faster.md", "docs/train-faster.zh.md"),
     ("docs/does-not-fit.md", "docs/does-not-fit.zh.md"),
     ("docs/healthy-run.md", "docs/healthy-run.zh.md"),
+    ("docs/when-it-breaks.md", "docs/when-it-breaks.zh.md"),
 ]
 PAGES = [page for pair in PAIRS for page in pair]
 ALL_PAGES = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]

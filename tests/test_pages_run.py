@@ -10,6 +10,7 @@ import io
 import json
 import random
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,14 @@ def shortened(arguments: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "page",
-    ["docs/own-data.md", "docs/models.md", "docs/train-faster.md", "docs/does-not-fit.md", "docs/healthy-run.md"],
+    [
+        "docs/own-data.md",
+        "docs/models.md",
+        "docs/train-faster.md",
+        "docs/does-not-fit.md",
+        "docs/healthy-run.md",
+        "docs/when-it-breaks.md",
+    ],
 )
 def test_every_command_of_the_page_runs_in_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprout: Callable[..., Any]
@@ -94,6 +102,8 @@ def test_every_command_of_the_page_runs_in_order(
             (tmp_path / block.file_name).write_text(block.text, encoding="utf-8")
     ran = 0
     for program, *arguments in commands(page):
+        if program in ("rm", "mv"):
+            subprocess.run([program, *arguments], cwd=tmp_path, check=True)
         if Path(program).name != "sprout":
             continue
         monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n"))  # what a person says in a chat

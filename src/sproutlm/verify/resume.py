@@ -12,7 +12,7 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -328,7 +328,7 @@ def same_rows(straight: Ran, interrupted: Ran) -> Measure:
     return none_of(wrong)
 
 
-PROMISES = {
+PROMISES: dict[str, Callable[[Ran, Ran], Measure]] = {
     "every weight, bit for bit": partial(same_tensors, "model.safetensors"),
     "optimizer state, bit for bit": partial(same_tensors, "optimizer.safetensors"),
     "losses and figures of every step": same_figures,
