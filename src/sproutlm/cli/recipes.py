@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,8 @@ def train(
             from ..pipeline.train import train as train_model
 
             report = train_model(loaded, changes)
-        write_json(json_file, report)
+        if "rank" not in report:  # the first of several processes writes
+            write_json(json_file, report)
 
 
 def run(recipe: RecipeFile, settings: Overrides = None, dry_run: DryRun = False, json_file: JsonFile = None) -> None:
@@ -67,6 +69,11 @@ def _run(
             print_dry_run(report)
         else:
             from ..pipeline.run import run as run_stages
+
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise SproutError(
+                    f"{recipe}: several stages run in one process; start each training stage by itself (sprout launch RECIPE)"
+                )
 
             report = run_stages(loaded)
         write_json(json_file, report)

@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     verbs.command()(model)
     verbs.command()(moe)
     verbs.command()(resume)
+    verbs.command()(dist)
     app.add_typer(verbs, name="verify", help="Prove that models compute what they should; 2 is returned where not.")
 
 
@@ -50,6 +51,19 @@ def resume(
     from ..verify import verify_resume
 
     _end(verify_resume(stage, _say), json_file)
+
+
+def dist(
+    form: Annotated[
+        str | None, typer.Option("--form", metavar="WORDS", help="Forms whose name holds WORDS [default: all].")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Every way of sharing a run among processes beside one process: gradients, norm, rows, losses, weights. No GPU is needed."""
+    check_json_target(json_file)
+    from ..verify import verify_dist
+
+    _end(verify_dist(form, _say), json_file)
 
 
 def _say(line: str) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from ..config.parallel import ParallelConfig, model_faults
 from ..errors import SproutError
@@ -47,6 +45,8 @@ def parallelize(model: Transformer, ranks: Ranks, asked: ParallelConfig, compute
 
 def _shard(model: Transformer, ranks: Ranks, compute: torch.dtype, pieces: dict[str, Piece]) -> None:
     """FSDP2, block by block; experts that lie on different ranks already are shared by those that hold the same ones."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # a second to import
+
     policy = MixedPrecisionPolicy(
         param_dtype=compute,
         reduce_dtype=torch.promote_types(compute, torch.float32),  # sums over micro-batches, too
@@ -83,4 +83,4 @@ def fill(model: Transformer, layout: Layout, source: Source) -> None:
 def local_part(parameter: Tensor) -> Tensor:
     """The values that lie on this rank, sharing memory with ``parameter``."""
     value = parameter.detach()
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if hasattr(value, "to_local") else value

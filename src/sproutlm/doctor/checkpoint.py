@@ -13,12 +13,13 @@ from torch import Tensor
 from ..config.model import ModelConfig
 from ..errors import SproutError
 from ..export.huggingface import stop_ids
-from ..export.load import CHECKPOINT_CONFIG
+from ..export.load import CHECKPOINT_CONFIG, checkpoint_tensors
 from ..export.read import read_tokenizer, recognise_folder
 from ..export.weights import SafetensorsFolder, read_json
 from ..families import check_state
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.checkpoint import MARKER, Checkpointer, verify
+from ..train.checkpoint import MARKER, OPTIMIZER, Checkpointer, verify
+from ..train.tensor_parts import part_files
 from .finding import Examination, listed
 from .tokenizer import vocabulary
 
@@ -38,7 +39,7 @@ def examine_checkpoint(folder: Path) -> Examination:
     saves(found, folder.parent)
     resumable(found, folder)
     read, config = found.attempt("config", COPY_AGAIN, None, lambda: stored_config(folder))
-    opened, tensors = found.attempt("tensors", COPY_AGAIN, 32, lambda: SafetensorsFolder(folder))
+    opened, tensors = found.attempt("tensors", COPY_AGAIN, 32, lambda: checkpoint_tensors(folder))
     if read and opened:
         cure = "save it again with the version that wrote it; nothing is filled in by itself"
         whole, _ = found.attempt("tensors", cure, 32, lambda: check_state(config, tensors))
@@ -59,9 +60,9 @@ def stored_config(folder: Path) -> ModelConfig:
 
 def resumable(found: Examination, folder: Path) -> None:
     """pitfall 26: what a run needs, beside the weights, to go on exactly."""
-    missing = [
-        name for name in ("optimizer.safetensors", "trainer.json", "recipe.yaml") if not (folder / name).is_file()
-    ]
+    missing = [name for name in ("trainer.json", "recipe.yaml") if not (folder / name).is_file()]
+    if not (folder / OPTIMIZER).is_file() and not part_files(folder, "optimizer"):
+        missing.append(OPTIMIZER)
     if missing:
         found.warn(
             "resuming",

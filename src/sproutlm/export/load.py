@@ -19,7 +19,7 @@ from ..families.lazy import read_all
 from ..model import Transformer
 from ..model.meta import on_meta
 from ..train.checkpoint import Checkpointer, verify
-from ..train.tensor_parts import read_tensors
+from ..train.tensor_parts import part_files, read_tensors
 from .read import check_vocabulary, read, read_tokenizer
 from .weights import PICKLES, SafetensorsFolder, read_json, refused_pickle
 
@@ -71,11 +71,7 @@ def read_checkpoint(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{folder / CHECKPOINT_CONFIG}: {faults}") from None
-    state: Mapping[str, Tensor]
-    if (folder / "model.safetensors").is_file():
-        state = SafetensorsFolder(folder, dtype)
-    else:  # several ranks wrote it
-        state = {name: value.to(dtype or value.dtype) for name, value in read_tensors(folder, "model").items()}
+    state = checkpoint_tensors(folder, dtype)
     try:
         check_state(config, state)
     except SproutError as error:
@@ -83,6 +79,13 @@ def read_checkpoint(
     tokenizer = read_tokenizer(folder)
     check_vocabulary(config, tokenizer, str(folder))
     return config, state, tokenizer
+
+
+def checkpoint_tensors(folder: Path, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+    """A checkpoint's weights: views of its file, or put together from those that several ranks wrote."""
+    if part_files(folder, "model"):
+        return {name: value.to(dtype or value.dtype) for name, value in read_tensors(folder, "model").items()}
+    return SafetensorsFolder(folder, dtype)
 
 
 def say_to_stderr(sentence: str) -> None:

@@ -31,8 +31,8 @@ def limit_here() -> Limit:
 def refuse_too_large(recipe: Recipe, device: torch.device, config: ModelConfig | None = None) -> None:
     """``OutOfMemory`` where the plan of a run on a CPU exceeds what this process may have: the kernel would end it without
     a word. Where ``compute: auto`` is still open the smaller of both counts. ``train.force_memory: true`` begins all the same."""
-    if device.type != "cpu" or recipe.train.force_memory:
-        return
+    if device.type != "cpu" or recipe.train.force_memory or not recipe.parallel.whole:
+        return  # (what a rank needs that holds a part of the model is not planned yet)
     if config is None and recipe.model is None:
         return  # the shape is that of init_from: looked at again once the model is known
     shape = config or config_of(recipe)

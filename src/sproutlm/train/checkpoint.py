@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..atomic import fsync_path, write_atomic
 from ..errors import CheckpointError
 from .tensor_file import write_tensors
+from .tensor_parts import Bounds, read_tensors
 
 MARKER = "COMPLETE"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -71,11 +71,12 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         return json.loads((self.path / "trainer.json").read_text(encoding="utf-8"))
 
-    def model_tensors(self) -> dict[str, Tensor]:
-        return load_file(self.path / MODEL)
+    def model_tensors(self, bounds: Mapping[str, Bounds] | None = None) -> dict[str, Tensor]:
+        """Weights by name: whole, or of each the part within its ``bounds``, whatever number of ranks wrote them."""
+        return read_tensors(self.path, "model", bounds)
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        return load_file(self.path / OPTIMIZER)
+    def optimizer_tensors(self, bounds: Mapping[str, Bounds] | None = None) -> dict[str, Tensor]:
+        return read_tensors(self.path, "optimizer", bounds)
 
 
 class Checkpointer:
@@ -151,7 +152,7 @@ class Checkpointer:
             shutil.rmtree(self._hidden(step), ignore_errors=True)
             if not isinstance(error, OSError):
                 raise
-            raise self._unwritten(step, error) from error
+            raise self._unwritten(step, self._reason(error)) from error
         return final
 
     # --- the parts of a save ------------------------------------------------------------------------------------------
@@ -198,10 +199,13 @@ class Checkpointer:
                 f"warning: {self.folder}: an old checkpoint could not be removed ({error}); remove it to make room"
             )
 
-    def _unwritten(self, step: int, error: OSError) -> CheckpointError:
+    @staticmethod
+    def _reason(error: OSError) -> str:
+        return "the disk is full" if error.errno == errno.ENOSPC else str(error)
+
+    def _unwritten(self, step: int, reason: str) -> CheckpointError:
         steps = self.steps()
         kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was saved before"
-        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         return CheckpointError(
             f"{self.folder}: the checkpoint of step {step} could not be written: {reason}; {kept}. "
             "Make room and start the same command again."

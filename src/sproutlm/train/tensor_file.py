@@ -33,8 +33,8 @@ def value_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write ``tensors`` to ``path``, durably; returns ``{"bytes", "sha256"}`` of the file. OSError as writing has it.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Write ``tensors`` to ``path``, durably, with ``header`` in its metadata; returns ``{"bytes", "sha256"}`` of the file. OSError as writing has it.
 
     Hashing runs beside writing, in a thread of its own: both are loops of the C library, outside Python's lock. Tensors of
     a GPU come over one at a time.
@@ -42,7 +42,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     hashing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as hasher, open(path, "wb") as file:
-        for part in _parts(tensors):
+        for part in _parts(tensors, header or {}):
             hashing.append(hasher.submit(digest.update, part))
             if len(hashing) > AHEAD:
                 hashing.popleft().result()
@@ -52,23 +52,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _parts(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The file, piece by piece."""
     order = list(KINDS)
     strange = [f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in KINDS]
     if strange:
         raise TypeError(f"a checkpoint cannot hold tensors of these types: {', '.join(strange[:5])}")
     names = sorted(tensors, key=lambda name: (-order.index(tensors[name].dtype), name))
-    yield _header({name: tensors[name] for name in names})
+    yield _header({name: tensors[name] for name in names}, header)
     for name in names:
         values = value_bytes(tensors[name]).numpy().data
         for start in range(0, len(values), PART):
             yield values[start : start + PART]
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The length and the JSON header, filled with spaces to a multiple of eight bytes."""
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()

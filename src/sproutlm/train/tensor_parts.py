@@ -35,6 +35,11 @@ def part_name(stem: str, rank: int, size: int) -> str:
     return f"{stem}-{rank + 1:05d}-of-{size:05d}.safetensors"
 
 
+def part_files(folder: Path, stem: str) -> list[Path]:
+    """The files that several ranks wrote of ``stem`` (model, optimizer); none where one process wrote it."""
+    return sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+
+
 @dataclass(frozen=True)
 class _Part:
     file: Path
@@ -47,7 +52,7 @@ def read_tensors(folder: Path, stem: str, bounds: Mapping[str, Bounds] | None = 
     single = folder / f"{stem}.safetensors"
     if single.is_file() and bounds is None:
         return load_file(single)
-    files = [single] if single.is_file() else sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    files = [single] if single.is_file() else part_files(folder, stem)
     parts = _index(files)
     if not parts:
         raise CheckpointError(f"{folder}: no {stem}.safetensors, and no parts of it; restore the folder from a copy")

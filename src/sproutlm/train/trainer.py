@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 from ..data.loader import Batch
+from ..distributed.agreement import check_agreement, collect_together, garbage_kept, suspects
 from ..distributed.layout import Layout
 from ..errors import CheckpointError, Interrupted, SproutError
 from ..model import Transformer
@@ -90,7 +91,6 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.layout = layout or Layout()
         self.ranks, self.check_every = self.layout.ranks, check_every
-        ranks = self.ranks
         # Dropout draws from one generator for the whole process: with it, micro-batches take turns.
         draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         side_by_side = streams > 1 and self.device.type == "cpu" and not draws and not self.layout.split
@@ -98,7 +98,7 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self._ahead = Ahead(self._batch, total_steps, pinned=True) if on_gpu else None
         model.checkpointing = config.checkpointing
-        self.weights = (ShardedWeights if ranks.dims.shard > 1 else MasterWeights)(model, compute)
+        self.weights = (ShardedWeights if self.ranks.dims.shard > 1 else MasterWeights)(model, compute)
         moe = getattr(getattr(model, "config", None), "moe", None)
         rate = moe.bias_rate if moe is not None else 0.0
         # Muon rounds an update before it norms it: in fp16 it could be rounded to nothing.
@@ -136,9 +136,10 @@ class Trainer:
             self._leave_out_update(step, scale)
             return loss_sum, count, norm
         if not (math.isfinite(norm) and math.isfinite(loss_sum)):
+            finite = all(math.isfinite(float(loss)) for loss, _ in parts)
             raise SproutError(
                 f"step {step + 1}: the loss or gradient is not finite (loss {loss_sum / count}, gradient norm {norm}); "
-                f"{self._suspects(batch, parts)}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
+                f"{suspects(self.ranks, finite, batch.row_ids.tolist())}. The weights are those of step {step}. Lower optimizer.lr, or look at these rows."
             )
         self._clip(norm)
         logged = self._due(self.config.log_every, step + 1)
@@ -242,14 +243,6 @@ class Trainer:
         squares, loss_sum = self.ranks.sum_(torch.stack([self.layout.sum_of_squares(names, norms), loss])).tolist()
         return squares**0.5, loss_sum
 
-    def _suspects(self, batch: Batch, parts: list[tuple[Tensor, int]]) -> str:
-        """The rows of each rank whose own loss is not finite; where all are, as when a gradient alone overflows, of all ranks."""
-        finite = all(math.isfinite(float(loss)) for loss, _ in parts)
-        found = self.ranks.gathered((finite, batch.row_ids.tolist()[:16]))
-        named = [rank for rank, (well, _) in enumerate(found) if not well] or range(len(found))
-        whose = "rank {} " if self.ranks.size > 1 else ""
-        return "; ".join(whose.format(rank) + "rows " + ", ".join(map(str, found[rank][1])) for rank in named)
-
     def _clip(self, norm: float) -> None:
         if self.config.clip and norm > self.config.clip:
             torch._foreach_mul_(list(self._clipped().values()), self.config.clip / norm)
@@ -273,11 +266,14 @@ class Trainer:
         may_compile = compile_wanted(self.config.compile, self.device) and not self.layout.split
         if self.state.step < self.total_steps and may_compile:
             self._compile()
-        with self.stop.watched():
+        with self.stop.watched(), garbage_kept(self.ranks):
             while self.state.step < self.total_steps and not stopped_early:
                 begin = time.perf_counter()
                 loss_sum, count, norm = self.train_step(self.state.step)
                 self.state.step += 1
+                collect_together(self.ranks, self.state.step)
+                if self.check_every and self.state.step % self.check_every == 0:
+                    self._check_agreement()
                 self.state.tokens += count
                 self.state.window_loss += loss_sum
                 self.state.window_count += count
@@ -320,6 +316,10 @@ class Trainer:
             stopped_early,
         )
 
+    def _check_agreement(self) -> None:
+        pieces = {**self.layout.pieces, **self.optimizers.pieces()}
+        check_agreement(self.layout, {**self.weights.masters, **self.optimizers.tensors()}, pieces, self.state.step)
+
     def _compile(self) -> None:
         part = self._batch(self.state.step).split(self.micro_rows)[0]
         thread = None if self.streams is None else self.streams.pool
@@ -345,11 +345,10 @@ class Trainer:
 
     def _merge_window(self) -> None:
         """Add the ranks' sums of the objective's metrics; rank 0 has them from now on."""
-        gathered = self.ranks.gathered(self.state.window_metrics) if self.ranks.size > 1 else []
-        if gathered:
-            self.state.window_metrics = {}
-        for found in gathered if self.ranks.first else []:
-            self._add_metrics({name: (total, count) for name, (total, count) in found.items()})
+        if self.ranks.size > 1:
+            gathered, self.state.window_metrics = self.ranks.gathered(self.state.window_metrics), {}
+            for found in gathered if self.ranks.first else []:
+                self._add_metrics(found)
 
     def _log(self, norm: float, last: bool) -> float:
         state = self.state

@@ -1,6 +1,6 @@
 """One of the processes of ``sprout verify dist``: goes through every form beside its fellows; rank 0 has the reference.
 
-python -m sproutlm.verify.ranks_worker OUT.json [FORM ...]        with torchrun's variables in the environment
+python -m sproutlm.verify.ranks_worker [FORM ...]        with torchrun's variables in the environment
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,9 @@ from .measure import Measure, at_most, none_of
 from .ranks_cases import FORMS, MODELS, STEPS, Form, Run, run_of, validation_loss
 
 LIMIT = 1e-6  # float32: of gradients, relative to the norm of all, of that norm, and of the validation loss
-EXACT = 1e-9  # float64: of each gradient, relative to its own largest entry, and of weights after STEPS steps
+EXACT = 1e-9  # float64: of each gradient, relative to its own largest entry
+# float64: of weights after STEPS steps. Biases of keys, whose gradient is nothing but rounding, move by what AdamW makes of it.
+AFTER = 2e-8
 ZERO = 1e-12  # of the norm of all gradients: below it stands what is nothing but rounding, such as biases of keys
 
 
@@ -63,7 +64,7 @@ def checks_of(form: Form, ranks: Ranks) -> list[tuple[str, Measure]]:
         for _ in range(STEPS - 1):
             run.step()
         alone = reference(form.model, optimizer, torch.float64, STEPS)
-        weights = largest(run.whole(run.trainer.weights.masters), alone.trainer.weights.masters, EXACT)
+        weights = largest(run.whole(run.trainer.weights.masters), alone.trainer.weights.masters, AFTER)
         found.append((f"weights after {STEPS} steps, {optimizer}, float64", weights))
     return found
 
@@ -102,16 +103,13 @@ def through(forms: list[Form], say: Callable[[Form, str, Measure], None]) -> Non
 
 
 def main(arguments: list[str]) -> int:
-    out, *names = arguments
-    lines: list[dict[str, Any]] = []
 
     def say(form: Form, promise: str, measure: Measure) -> None:
         if dist.get_rank() == 0:
-            lines.append({"form": form.name, "promise": promise, "measure": vars(measure)})
-            print(json.dumps(lines[-1]), flush=True)
+            print(json.dumps({"form": form.name, "promise": promise, "measure": vars(measure)}), flush=True)
 
     try:
-        through([form for form in FORMS if not names or form.name in names], say)
+        through([form for form in FORMS if not arguments or form.name in arguments], say)
     except Exception:
         traceback.print_exc()
         return 1
