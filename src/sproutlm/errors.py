@@ -35,6 +35,12 @@ class OutOfMemory(SproutError):
     exit_code = 3
 
 
+class RankLost(SproutError):
+    """Another process of the run went away or did not answer: this one cannot go on, and the run can be started again."""
+
+    exit_code = 4
+
+
 class Interrupted(SproutError):
     """The run was asked to stop (SIGINT or SIGTERM) and saved first."""
 

@@ -156,9 +156,9 @@ def start_of(
 
 def build_model(config: ModelConfig, state: State | None, seed: int) -> Transformer:
     """The model with its first weights, whole."""
+    model = on_meta(config).to_empty(device="cpu")  # not drawn by torch first
     if state is None:
-        return Transformer(config).init_weights(seed)
-    model = Transformer(config)
+        return model.init_weights(seed)
     model.load_state_dict(state)  # strict: load_state has named any missing, extra or misshapen tensor
     return model
 

@@ -137,7 +137,7 @@ def _optimizer_state(config: ModelConfig, setting: Setting) -> int:
         if is_expert_bias(name):
             continue  # moved by the sign of its gradient alone
         if setting.optimizer == "muon" and is_block_matrix(name, parameter):
-            found += MASTER * (parameter.numel() + prod(variance_shape(parameter)))
+            found += MASTER * (parameter.numel() + prod(variance_shape(parameter.shape)))
         elif in_bytes(parameter, setting.state_dtype):
             found += state_bytes(parameter.numel())
         else:
