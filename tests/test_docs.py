@@ -30,6 +30,7 @@ PAIRS = [
     ("docs/train-faster.md", "docs/train-faster.zh.md"),
     ("docs/does-not-fit.md", "docs/does-not-fit.zh.md"),
     ("docs/healthy-run.md", "docs/healthy-run.zh.md"),
+    ("docs/many-gpus.md", "docs/many-gpus.zh.md"),
     ("docs/when-it-breaks.md", "docs/when-it-breaks.zh.md"),
 ]
 PAGES = [page for pair in PAIRS for page in pair]
@@ -147,7 +148,7 @@ def load_what_is_named(verb: str, values: dict[str, Any]) -> None:
         load_recipe(
             shipped_recipes() / f"{name}.yaml", settings, environ={"SPROUT_TEXT": str(Path("x.txt").absolute())}
         )
-    elif verb in ("train", "run", "data prepare"):
+    elif verb in ("train", "launch", "run", "data prepare"):
         loaded = load_recipe(values["recipe"], settings)
         if isinstance(loaded.recipe, Pipeline) != (verb == "run"):
             raise errors.RecipeError([f"{values['recipe']} is not for {verb}"])

@@ -89,6 +89,7 @@ def shortened(arguments: list[str]) -> list[str]:
         "docs/train-faster.md",
         "docs/does-not-fit.md",
         "docs/healthy-run.md",
+        "docs/many-gpus.md",
         "docs/when-it-breaks.md",
     ],
 )

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from .. import __version__
 from ..errors import RecipeError, SproutError
-from . import data, doctor, download, exchange, plan, recipes, report, tokenizer, use, verify
+from . import data, doctor, download, exchange, launch, plan, recipes, report, tokenizer, use, verify
 
 app = typer.Typer(
     name="sprout",
@@ -35,7 +35,7 @@ def _sprout(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit()
 
 
-for part in (recipes, plan, data, download, tokenizer, use, exchange, doctor, report, verify):
+for part in (recipes, launch, plan, data, download, tokenizer, use, exchange, doctor, report, verify):
     part.add_to(app)
 
 # click's own classes, wherever this version of typer keeps them.

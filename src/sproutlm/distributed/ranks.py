@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,8 @@ from ..errors import SproutError
 from .dims import AXES, DATA, ParallelDims
 
 PREPARING = datetime.timedelta(days=7)  # others wait while one rank tokenises; no collective waits meanwhile
+
+MEETING = datetime.timedelta(minutes=5)  # at least; others may still be reading Python's modules
 
 
 def started_by_torchrun() -> bool:
@@ -62,6 +66,7 @@ class Ranks:
         try:
             store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
             store.set_timeout(timeout)
+            store = dist.PrefixStore(_this_start(store, rank, world, max(timeout, MEETING)), store)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(
                 backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world, timeout=timeout
@@ -197,6 +202,31 @@ class Ranks:
         if self.size > 1 and dist.is_initialized():
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def _this_start(store: dist.Store, rank: int, world: int, patience: datetime.timedelta) -> str:
+    """A name for this start of the run, once all ranks of it are there.
+
+    torchrun keeps one store for all its restarts, where what earlier ranks wrote still stands: addresses that nobody listens
+    at any more, among others. Rank 0 names the start; each other rank greets by a number of its own, and takes a name as
+    today's only when that number comes back. (TORCHELASTIC_RESTART_COUNT is no such name: it differs between nodes.)
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("start", own)
+        for other in range(1, world):
+            store.wait([f"{own}/greeting/{other}"], patience)
+            store.set(f"{own}/answer/{other}", store.get(f"{own}/greeting/{other}").decode())
+        return own
+    store.wait(["start"], patience)
+    end = time.monotonic() + patience.total_seconds()
+    while time.monotonic() < end:
+        name = store.get("start").decode()
+        store.set(f"{name}/greeting/{rank}", own)
+        if store.check([f"{name}/answer/{rank}"]) and store.get(f"{name}/answer/{rank}").decode() == own:
+            return name
+        time.sleep(0.05)
+    raise RuntimeError("rank 0 did not answer")
 
 
 def mesh_for(dims: ParallelDims, device: torch.device) -> DeviceMesh:
