@@ -89,7 +89,7 @@ def shortened(arguments: list[str]) -> list[str]:
         "docs/train-faster.md",
         "docs/does-not-fit.md",
         "docs/healthy-run.md",
-        "docs/many-gpus.md",
+        pytest.param("docs/many-gpus.md", marks=pytest.mark.slow),  # starts fresh interpreters
         "docs/when-it-breaks.md",
     ],
 )
