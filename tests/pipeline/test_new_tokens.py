@@ -45,14 +45,15 @@ def test_a_run_adds_tokens_trains_and_continues(finished: Path) -> None:
 
 def test_new_rows_start_as_the_mean_of_what_was_written(finished: Path) -> None:
     from sproutlm.pipeline.prepare import prepare
-    from sproutlm.pipeline.train import build_model
+    from sproutlm.pipeline.train import build_model, start_of
 
     recipe = load_recipe(
         Path("recipe.yaml"), ["run=longer", "init_from=run", f"tokenizer.new_tokens={json.dumps(NEW)}"]
     ).recipe
     said: list[str] = []
     prepared = prepare(recipe, Path("longer"), silent)  # type: ignore[arg-type]
-    model, _ = build_model(recipe, prepared.tokenizer.vocab_size, said.append, prepared.tokenizer)  # type: ignore[arg-type]
+    start = start_of(recipe, prepared.tokenizer.vocab_size, said.append, prepared.tokenizer)  # type: ignore[arg-type]
+    model = build_model(*start, 1)
     _, state, old = load_state("run")
     assert old is not None
     for name in NEW:

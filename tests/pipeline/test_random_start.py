@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sproutlm.config import Recipe
-from sproutlm.pipeline.train import build_model
+from sproutlm.pipeline.train import start_of
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -24,5 +24,5 @@ def recipe(**changes: Any) -> Recipe:
 def test_fine_tuning_from_random_weights_says_so_loudly(stage: str, loud: bool) -> None:
     """pitfall 39: with no checkpoint to start from, the loss falls all the same."""
     said: list[str] = []
-    build_model(recipe(stage=stage, init_from="random"), 20, said.append)
+    start_of(recipe(stage=stage, init_from="random"), 20, said.append)
     assert any("RANDOM weights" in sentence for sentence in said) is loud

@@ -264,10 +264,11 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
         how = ranks.told(pinned(mine, newest, config, device, say) if ranks.first else None)
         resolved = resolve(recipe, run, config, steps, how)
         refuse_too_large(share_of(resolved, ranks), device, config)
-        model, layout = build_model(config, state, recipe.seed), Layout()
-        identity = {}
-        if ranks.size > 1:
+        if ranks.size == 1:
+            model, layout = build_model(config, state, recipe.seed), Layout()
+        else:
             model, layout = build_part(config, state, recipe, how["compute"], ranks)
+        identity = {}
         if ranks.first:
             identity = identity_of(resolved, prepared, state)
             record_continuation(newest, identity, changes or [], run, say)
