@@ -92,6 +92,11 @@ class Layout:
         """Whether some weight lies on more than one rank."""
         return any(piece.splits for piece in self.pieces.values())
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether ranks wait for one another within a forward or backward pass: no rank may leave one out, or add one."""
+        return self.split or self.ranks.dims.cp > 1
+
     def piece(self, name: str, tensor: Tensor) -> Piece:
         """That of parameter ``name``; alone, the whole of it."""
         return self.pieces.get(name) or Piece(tuple(tensor.shape))

@@ -333,8 +333,8 @@ def sampler_of(recipe: Recipe, prepared: Prepared, layout: Layout, say: Say) -> 
     """Continue each of the recipe's prompts (pretraining) or answer it (SFT); ``ended``: not cut off at max_tokens."""
     if not recipe.sample.prompts:
         return None
-    if layout.split:
-        say("no samples while training: no rank holds the whole model")
+    if layout.exchanges:
+        say("no samples while training: no rank can compute the whole model by itself")
         return None
     from ..infer.engine import Engine, Request
     from ..infer.sampling import SamplingParams

@@ -93,7 +93,7 @@ class Trainer:
         self.ranks, self.check_every = self.layout.ranks, check_every
         # Dropout draws from one generator for the whole process: with it, micro-batches take turns.
         draws = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-        side_by_side = streams > 1 and self.device.type == "cpu" and not draws and not self.layout.split
+        side_by_side = streams > 1 and self.device.type == "cpu" and not draws and not self.layout.exchanges
         self.streams = Streams(streams) if side_by_side else None
         on_gpu = self.device.type == "cuda"
         self._ahead = Ahead(self._batch, total_steps, pinned=True) if on_gpu else None
@@ -184,7 +184,7 @@ class Trainer:
             torch.manual_seed(stream_seed(self.seed, step, micro, self.ranks.rank))
             self.weights.begin(last=micro == len(parts) - 1)
             part_loss, part_count, metrics = objective(self.model, part.to(self.device))
-            if part_count == 0 and not self.layout.split:  # where it is, other ranks wait in the backward pass
+            if part_count == 0 and not self.layout.exchanges:  # where it is, other ranks wait in the backward pass
                 continue  # nothing to train here; the step's count says so
             (part_loss * factor).backward()
             self.weights.collect_gradients()
@@ -206,7 +206,7 @@ class Trainer:
         """Micro-batches of this rank: of its rows, its part of each. Where ranks exchange within a pass all have as many."""
         row_part = getattr(self.model, "row_part", (0, 1))
         parts = [part.row_part(*row_part) for part in batch.split(self.micro_rows)]
-        if self.layout.split:
+        if self.layout.exchanges:
             parts += [parts[0].without_targets()] * (self.ranks.most(len(parts)) - len(parts))
         return parts
 
@@ -263,7 +263,7 @@ class Trainer:
         # A run that stopped early is finished: the same command again trains no further.
         stopped_early = 0 < self.config.early_stop <= self.state.validations_without_best
         self.model.train()
-        may_compile = compile_wanted(self.config.compile, self.device) and not self.layout.split
+        may_compile = compile_wanted(self.config.compile, self.device) and not self.layout.exchanges
         if self.state.step < self.total_steps and may_compile:
             self._compile()
         with self.stop.watched(), garbage_kept(self.ranks):
