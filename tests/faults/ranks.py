@@ -151,7 +151,7 @@ class RanksDrill:
                 [sys.executable, "-m", "sproutlm", *command],
                 cwd=self.folder, env=environment(), stdout=log, stderr=log,
             )  # fmt: skip
-        return Process(self.folder, made.pid, lambda: made.wait(timeout=PATIENCE))
+        return Process(self.folder, made.pid, lambda: made.wait(timeout=2 * PATIENCE))
 
     def plan(self, rank: int, at: int, act: str) -> None:
         for name in ("acted.json", "go"):
@@ -167,10 +167,14 @@ class RanksDrill:
     def ends(self, processes: int, *arguments: str, code: int = 0, restarts: int = 0) -> str:
         return self.ended(self.start(processes, *arguments, restarts=restarts), code)
 
+    def printed(self) -> str:
+        """What the run that is under way, or has just ended, has printed."""
+        return log_of(self.folder)[self._read :]
+
     def ended(self, process: Process, code: int) -> str:
         """What the run has printed once it has ended by ``code``, without a traceback."""
         found = process.wait()
-        printed = log_of(self.folder)[self._read :]
+        printed = self.printed()
         self._read += len(printed)
         assert found == code, f"{found} in place of {code}:\n{printed}"
         ours = re.sub(r"(?m)^[EWI]\d{4} .*$", "", printed)  # torch's own log shows where a forked rank was missed

@@ -104,7 +104,7 @@ def stopped(drill: RanksDrill, rank: int, step: int, processes: int = 4) -> str:
     process = drill.start(processes)
     assert drill.acted(process)
     assert process.send(signal.SIGTERM)
-    assert process.until(lambda: "SIGTERM received: saving after this step" in log_of(drill.folder))
+    assert process.until(lambda: "SIGTERM received: saving after this step" in drill.printed())
     (drill.folder / "go").touch()
     printed = drill.ended(process, 130)
     assert not living(drill.folder)
