@@ -81,4 +81,4 @@ class ParallelDims:
         how = "DDP" if self.shard == 1 else "FSDP2" if self.replicate == 1 else f"HSDP, {self.replicate} copies"
         parts = [f"dp={dp} ({how})"] if dp > 1 else []
         parts += [f"{name}={size}" for name, size in (("cp", self.cp), ("tp", self.tp), ("ep", self.inner)) if size > 1]
-        return " ".join(parts)
+        return " ".join(parts) or "one process"

@@ -22,10 +22,11 @@ from .prepare import Prepared, Say
 # none of them: sums over other chunks round otherwise, as those over other micro-batches do.)
 # A file's content is compared in place of its path: see ``identity_of``.
 PLACE_KEYS = (
-    "run", "init_from", "data.cache", "data.workers", "train.streams", "train.checkpointing", "train.force_memory",
+    "ranks", "run", "init_from", "data.cache", "data.workers", "train.streams", "train.checkpointing", "train.force_memory",
     "train.async_save", "parallel.dp", "parallel.shard", "parallel.tp", "parallel.cp", "parallel.ep", "parallel.timeout",
     "parallel.check_every", "train.trackers", "train.tracker_project", "train.tracker_name",
 )  # fmt: skip
+ALONE_WORDS = "one process"
 CONTENTS = {
     "data": "the training data (another file, or other rows or bytes in it)",
     "validation": "the validation data (another file, or other rows or bytes in it)",
@@ -107,10 +108,12 @@ def filled(recipe: dict[str, Any]) -> dict[str, Any]:
         return recipe
 
 
-def identity_of(resolved: Recipe, prepared: Prepared, start: dict[str, Tensor] | None) -> dict[str, Any]:
+def identity_of(
+    resolved: Recipe, prepared: Prepared, start: dict[str, Tensor] | None, ranks: str = ALONE_WORDS
+) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued: every setting, and the content behind every path.
 
-    ``start``: the weights that init_from names.
+    ``start``: the weights that init_from names; ``ranks``: how several processes share the run, which may change.
     """
     identity: dict[str, Any] = {
         "recipe": json.loads(resolved.model_dump_json()),
@@ -119,6 +122,7 @@ def identity_of(resolved: Recipe, prepared: Prepared, start: dict[str, Tensor] |
         "tokenizer": prepared.tokenizer.fingerprint,
         "template": prepared.template.fingerprint,
         "start": None,
+        "ranks": ranks,
     }
     if start is not None:
         digest = hashlib.sha256()
@@ -139,7 +143,13 @@ def record_continuation(
     # One wish changes what follows from it: the number of steps may have been given as tokens or epochs.
     if allowed & {"train.steps", "train.tokens", "train.epochs"}:
         allowed.add("train.steps")
-    found = check_continuation(checkpoint.state()["identity"], identity, allowed, run)
+    before = checkpoint.state()["identity"]
+    found = check_continuation(before, identity, allowed, run)
+    if before.get("ranks", ALONE_WORDS) != identity["ranks"]:
+        say(
+            f"written by {before.get('ranks', ALONE_WORDS)}, continued by {identity['ranks']}: the same rows in every step; sums are "
+            "rounded in another order"
+        )
     steps = identity["recipe"]["train"]["steps"]
     if steps < checkpoint.step:
         raise CheckpointError(

@@ -270,7 +270,7 @@ def train_recipe(recipe: Recipe, run: Path, changes: list[str] | None = None, sa
             model, layout = build_part(config, state, recipe, how["compute"], ranks)
         identity = {}
         if ranks.first:
-            identity = identity_of(resolved, prepared, state)
+            identity = identity_of(resolved, prepared, state, ranks.dims.words())
             record_continuation(newest, identity, changes or [], run, say)
             write_atomic(run / "recipe.yaml", dump_recipe(resolved))
             write_atomic(run / "env.json", json.dumps(environment() | {"ranks": ranks.size}, indent=1) + "\n")
