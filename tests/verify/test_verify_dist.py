@@ -81,7 +81,7 @@ faults = [
     ("DDP", "the tail of an accumulation lost", (Trainer, "_parts", lost_tail)),
 ]
 torch.set_num_threads(1)
-ranks_worker.STEPS = 2
+ranks_worker.AFTER_STEPS = {"adamw": 2, "muon": 2}
 world = None
 for form_name, words, (owner, name, fault) in faults:
     form = next(f for f in FORMS if f.name == form_name)
