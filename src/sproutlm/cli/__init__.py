@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from .. import __version__
-from ..errors import RecipeError, SproutError
+from ..errors import Interrupted, RecipeError, SproutError
 from . import data, doctor, download, exchange, launch, plan, recipes, report, tokenizer, use, verify
 
 app = typer.Typer(
@@ -65,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # typer answers Ctrl-C itself, with this code and without a word.
         return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or DONE)
     except SproutError as error:
-        return _fail(_message(error), error.exit_code)
+        rank = os.environ.get("RANK", "0")  # of several processes
+        if rank != "0" and isinstance(error, RecipeError | Interrupted):
+            return error.exit_code  # all of them end so: the first says it
+        return _fail(("" if rank == "0" else f"rank {rank}: ") + _message(error), error.exit_code)
     except _ClickException as error:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):

@@ -41,8 +41,14 @@ def train(
         if dry_run:
             from ..pipeline.dry_run import dry_run as plan, print_dry_run
 
+            if int(os.environ.get("RANK", "0")):
+                return  # the first of several processes prints it
             report = plan(loaded)
             print_dry_run(report)
+            if not loaded.recipe.parallel.whole:  # type: ignore[union-attr]
+                typer.echo(
+                    "this is the plan of one process that holds the whole model: what parallel splits is not planned yet"
+                )
         else:
             from ..pipeline.train import train as train_model
 

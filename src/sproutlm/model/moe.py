@@ -8,8 +8,6 @@ choice (Wang et al. 2024, arXiv:2408.15664).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,19 +18,21 @@ from .layers import MLP
 from .products import ACTIVATIONS, linear
 
 
-@dataclass
 class Routing:
     """What the routers of one forward pass did, layer by layer; made by whoever wants to know, filled by the layers.
 
     ``balance`` and ``z`` are scalars with gradient, one per layer; ``load`` the share of choices that went to each
-    expert (experts,), without gradient; ``entropy`` of the mean router distribution, in nats.
+    expert (experts,), without gradient; ``entropy`` of the mean router distribution, in nats; ``steering`` has the value 0,
+    and its gradient pushes expert_bias towards even load. (Not a dataclass: FSDP2 hands every block a copy of one that holds
+    gradients, and what later layers note would be lost.)
     """
 
-    balance: list[Tensor] = field(default_factory=list)
-    z: list[Tensor] = field(default_factory=list)
-    load: list[Tensor] = field(default_factory=list)
-    entropy: list[Tensor] = field(default_factory=list)
-    steering: list[Tensor] = field(default_factory=list)  # value 0; its gradient pushes expert_bias towards even load
+    def __init__(self) -> None:
+        self.balance: list[Tensor] = []
+        self.z: list[Tensor] = []
+        self.load: list[Tensor] = []
+        self.entropy: list[Tensor] = []
+        self.steering: list[Tensor] = []
 
     def extend(self, later: Routing) -> None:
         """Append what the routers of ``later`` layers did."""

@@ -146,9 +146,21 @@ def record_continuation(
     before = checkpoint.state()["identity"]
     found = check_continuation(before, identity, allowed, run)
     if before.get("ranks", ALONE_WORDS) != identity["ranks"]:
+        model = identity["recipe"]["model"]
+        also = [
+            words
+            for words, there in (
+                ("dropout draws otherwise", model["dropout"]),
+                (
+                    "experts are balanced over other parts of a step",
+                    (model["moe"] or {}).get("balance", "none") != "none",
+                ),
+            )
+            if there
+        ]
         say(
-            f"written by {before.get('ranks', ALONE_WORDS)}, continued by {identity['ranks']}: the same rows in every step; sums are "
-            "rounded in another order"
+            f"written by {before.get('ranks', ALONE_WORDS)}, continued by {identity['ranks']}: the same rows in every step; "
+            + ", ".join(["sums are rounded in another order", *also])
         )
     steps = identity["recipe"]["train"]["steps"]
     if steps < checkpoint.step:

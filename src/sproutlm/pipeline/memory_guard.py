@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,10 +43,11 @@ def refuse_too_large(recipe: Recipe, device: torch.device, config: ModelConfig |
     settings = [setting_of(recipe, compute, "cpu", shape) for compute in open_choice]
     setting = min(settings, key=lambda one: step_bytes(shape, one))
     limit, needed = limit_here(), step_bytes(shape, setting)
-    if needed <= limit.room:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this host, each with as much
+    if needed * processes <= limit.room:
         return
     raise OutOfMemory(
-        f"{recipe.name}: a step takes about {gigabytes(needed)}, more than the {gigabytes(limit.room)} that {limit.what} "
+        f"{recipe.name}: a step takes about {gigabytes(needed)}{f' in each of {processes} processes' if processes > 1 else ''}, more than the {gigabytes(limit.room)} that {limit.what} "
         f"leaves it; {_advice(shape, setting, limit.room)}\n{FORCE}=true begins all the same"
     )
 

@@ -45,7 +45,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 def stack_at_once(shape: Sequence[int]) -> int:
     """Matrices of this shape that one update stacks: the working room stays bounded, however many layers there are."""
-    return max(1, STACK_ENTRIES // math.prod(shape))
+    return max(1, STACK_ENTRIES // max(1, math.prod(shape)))
 
 
 def variance_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape: dict[Any, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and 0 not in self.work.shape(p):  # no expert lies on this rank
                     by_shape[self.work.key(p)].append(p)
             for params in by_shape.values():
                 at_once = stack_at_once(self.work.shape(params[0]))

@@ -65,13 +65,13 @@ class RankCheckpointer(Checkpointer):
                 super().save(step, model, optimizer, state, files, keep)
             return self._path(step)
         final = self._path(step)
-        self._all(lambda: self._begin(step) if not self._there(step) else None, first=True)
+        self._all(lambda: self._begin(step) if not self._there(step) else None, step, first=True)
         if self._told(self.ranks.first and self._there(step)):
             return final
-        written = self._all(lambda: self._write_mine(self._hidden(step), model, optimizer), step=step)
+        written = self._all(lambda: self._write_mine(self._hidden(step), model, optimizer), step)
         digests = {name: entry for each in written for name, entry in each.items()}
         texts = {**files, "trainer.json": json.dumps(state, indent=1)}
-        self._all(lambda: self._seal(self._hidden(step), step, digests, texts, keep or set()), first=True, step=step)
+        self._all(lambda: self._seal(self._hidden(step), step, digests, texts, keep or set()), step, first=True)
         return final
 
     def _there(self, step: int) -> bool:
@@ -93,23 +93,27 @@ class RankCheckpointer(Checkpointer):
 
     # --- one outcome for all ------------------------------------------------------------------------------------------
 
-    def _all(self, work: Callable[[], Any], *, first: bool = False, step: int | None = None) -> list[Any]:
+    def _all(self, work: Callable[[], Any], step: int, *, first: bool = False) -> list[Any]:
         """``work`` on every rank, or on rank 0 alone; what each found. Where one fails, all raise, and nothing is left."""
-        result, fault = None, None
+        result: Any = None
+        fault: Exception | None = None
         if self.ranks.first or not first:
             try:
                 result = work()
-            except OSError as error:
+            except Exception as error:  # of whatever kind: the others must hear of it
                 fault = error
         found: list[Any] = [None] * self.ranks.size
-        words = None if fault is None else f"rank {self.ranks.rank} on {self.ranks.host}: {self._reason(fault)}"
+        words = None if fault is None else f"rank {self.ranks.rank} on {self.ranks.host}: {self._words(fault)}"
         dist.all_gather_object(found, (result, words), group=self._group)
         faults = [words for _, words in found if words is not None]
         if faults:
-            if self.ranks.first and step is not None:
+            if self.ranks.first:
                 shutil.rmtree(self._hidden(step), ignore_errors=True)
-            raise self._unwritten(step or 0, "; ".join(faults)) from fault
+            raise self._unwritten(step, "; ".join(faults)) from fault
         return [result for result, _ in found]
+
+    def _words(self, fault: Exception) -> str:
+        return self._reason(fault) if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
 
     def _told(self, value: Any) -> Any:
         box = [value]
