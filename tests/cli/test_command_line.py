@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import types
 import warnings
 from collections.abc import Callable
@@ -69,12 +69,17 @@ class _Fake(types.ModuleType):
 
 
 def test_help_answers_at_once() -> None:
-    """Under 0.3 s on an idle machine; the limit here leaves room for a busy one."""
+    """Under 0.3 s on an idle machine. Processor time, which a busy machine stretches less; the limit leaves room for that."""
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = used()
         subprocess.run([sys.executable, "-m", "sproutlm", "--help"], env=ENVIRONMENT, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(used() - start)
     print(f"sprout --help: {min(seconds):.2f} s")
     assert min(seconds) < 0.6
 

@@ -41,9 +41,9 @@ Optimizers.load_tensors = load_tensors
 DROPOUT_BY_CALLS = """
 from sproutlm.train import trainer
 right, drawn = trainer.stream_seed, []
-def stream_seed(seed, step, micro):
+def stream_seed(seed, step, micro, rank):
     drawn.append(micro)
-    return right(seed, (len(drawn) - 1) // 3, micro)
+    return right(seed, (len(drawn) - 1) // 3, micro, rank)
 trainer.stream_seed = stream_seed
 """
 NOT_A_NUMBER_KEPT = """

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from .. import __version__
-from ..errors import Interrupted, RecipeError, SproutError
+from ..errors import Interrupted, RankLost, RecipeError, SproutError
 from . import data, doctor, download, exchange, launch, plan, recipes, report, tokenizer, use, verify
 
 app = typer.Typer(
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")  # of several processes
         if rank != "0" and isinstance(error, RecipeError | Interrupted):
             return error.exit_code  # all of them end so: the first says it
-        return _fail(("" if rank == "0" else f"rank {rank}: ") + _message(error), error.exit_code)
+        whose = "" if rank == "0" or isinstance(error, RankLost) else f"rank {rank}: "
+        return _fail(whose + _message(error), error.exit_code)
     except _ClickException as error:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
