@@ -39,7 +39,7 @@ tokenizer: {{vocab_size: 300}}
 model: {{dim: 32, n_layers: 2, n_heads: 2, ffn_dim: 64, max_seq_len: 32}}
 objective: acting:objective
 schedule: {{warmup: 2}}
-parallel: {{timeout: 6}}
+parallel: {{timeout: 30}}
 train:
   steps: {STEPS}
   batch_tokens: {32 * ROWS}

@@ -113,7 +113,7 @@ def stopped(drill: RanksDrill, rank: int, step: int, processes: int = 4) -> str:
 
 def test_a_frozen_rank_ends_the_run_after_the_timeout(drill: RanksDrill) -> None:
     drill.plan(1, at_step(2, 2), "SIGSTOP")
-    process = drill.start(2)
+    process = drill.start(2, "parallel.timeout=6")
     assert drill.acted(process)
     frozen = drill.pid(1)
     sentence = rf"rank 0 cannot go on after step 1 \(.*\): rank 1 \(process {frozen} on \S+\) was killed, frozen or cut off in step 2"
@@ -128,7 +128,7 @@ def test_a_frozen_rank_ends_the_run_after_the_timeout(drill: RanksDrill) -> None
 def test_torchrun_ends_a_frozen_rank_and_goes_on_by_itself(drill: RanksDrill) -> None:
     """Fresh interpreters, 30 s of torchrun's patience, and a restart."""
     drill.plan(1, at_step(5, 2), "SIGSTOP")
-    process = drill.start(2, restarts=1, fresh=True)
+    process = drill.start(2, "parallel.timeout=6", restarts=1, fresh=True)
     assert drill.acted(process)
     frozen = drill.pid(1)
     printed = drill.ended(process, 0)

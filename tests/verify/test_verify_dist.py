@@ -85,7 +85,7 @@ ranks_worker.AFTER_STEPS = {"adamw": 2, "muon": 2}
 world = None
 for form_name, words, (owner, name, fault) in faults:
     form = next(f for f in FORMS if f.name == form_name)
-    asked = ParallelConfig(**form.parallel, timeout=60)
+    asked = ParallelConfig(**form.parallel, timeout=240)
     world = Ranks.join(asked, torch.device("cpu")) if world is None else world.arranged(asked)
     ranks_worker.reference(form.model, "adamw", torch.float32, 1)
     ranks_worker.reference(form.model, "adamw", torch.float64, 1)

@@ -95,7 +95,7 @@ def through(forms: list[Form], say: Callable[[Form, str, Measure], None]) -> Non
     torch.set_num_threads(1)
     world: Ranks | None = None
     for form in forms:
-        asked = ParallelConfig(**form.parallel, timeout=60)
+        asked = ParallelConfig(**form.parallel, timeout=240)
         world = Ranks.join(asked, torch.device("cpu")) if world is None else world.arranged(asked)
         for promise, measure in checks_of(form, world):
             say(form, promise, measure)
