@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import Any
 
 from ..config.schema import Recipe
 from ..distributed import Ranks
@@ -56,13 +55,3 @@ def same_for_all(ranks: Ranks, run: Path, prepared: Prepared) -> None:
         raise SproutError(
             f"{run}: data, tokenizer or template of {', '.join(other)} differ from rank 0's; give every host the same files"
         )
-
-
-class Unwatched:
-    """In place of the trackers on ranks other than 0."""
-
-    def rewind(self, step: int) -> None: ...
-
-    def write(self, row: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...

@@ -31,10 +31,11 @@ from ..train.allocator import keep_freed_memory
 from ..train.checkpoint import Checkpoint
 from ..train.metrics import plot_or_say, read_metrics
 from ..train.precision import choose_compute
+from ..train.trackers import Unwatched
 from ..train.trainer import Objective, Sampler, Trainer
 from .continuation import identity_of, record_continuation, run_lock
 from .prepare import Prepared, Say, loader_of, prepare
-from .several import Unwatched, checkpointer_of, same_for_all, share_of, voice_of
+from .several import checkpointer_of, same_for_all, share_of, voice_of
 from .split import micro_rows, setting_of
 from .watching import trackers_of, work_of
 

@@ -39,6 +39,16 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+class Unwatched:
+    """A tracker that takes nothing down: of ranks other than 0, and of proofs."""
+
+    def rewind(self, step: int) -> None: ...
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class About:
     """The run, as a tracker names it. ``settings`` are its recipe's, as plain values."""

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,27 +53,29 @@ def _found(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     for name in [key for key in shared if key.startswith("TORCHELASTIC_")]:
         del shared[name]
     command = [sys.executable, "-m", "sproutlm.verify.ranks_worker", *names]
+    words = tempfile.TemporaryFile("w+")  # not a pipe: a rank that says much would wait for its reader
     workers = [
         subprocess.Popen(
             command,
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            stderr=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            stderr=words if rank == 0 else subprocess.DEVNULL,
             text=True,
         )
         for rank in range(RANKS)
     ]
     try:
-        assert workers[0].stdout is not None and workers[0].stderr is not None
+        assert workers[0].stdout is not None
         for line in workers[0].stdout:
             yield json.loads(line)
-        words = workers[0].stderr.read()
         codes = [worker.wait(PATIENCE) for worker in workers]
         if any(codes):
-            last = next((line for line in reversed(words.splitlines()) if line.strip()), "no word")
+            words.seek(0)
+            last = next((line for line in reversed(words.read().splitlines()) if line.strip()), "no word")
             raise SproutError(f"verify dist: the processes ended with {codes}; rank 0's last line: {last}")
     finally:
         for worker in workers:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
+        words.close()

@@ -22,6 +22,7 @@ from ..model import Transformer
 from ..model.meta import on_meta
 from ..objectives.next_token import next_token
 from ..train.checkpoint import Checkpointer
+from ..train.trackers import Unwatched
 from ..train.trainer import Trainer
 
 STEPS = 20
@@ -173,7 +174,7 @@ def run_of(
         seed=1,
         compute=dtype,
         checkpointer=Checkpointer(nowhere, say=lambda line: None),
-        metrics=Nobody(),
+        metrics=Unwatched(),
         checkpoint_files={},
         identity={},
         layout=layout,
@@ -187,13 +188,3 @@ def validation_loss(run: Run) -> float:
     """Over 5 rows, 2 at a time: three batches, which no number of ranks here shares evenly."""
     evaluate = make_evaluator(UnequalRows(), CountedTargets(), 5, 2, run.trainer.ranks)  # type: ignore[arg-type]
     return evaluate(run.trainer.model, 0)["val_loss"]
-
-
-class Nobody:
-    """Takes no figures down."""
-
-    def rewind(self, step: int) -> None: ...
-
-    def write(self, row: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
